@@ -1,0 +1,1 @@
+//! The CRI gRPC services: parse, call the engine, render.

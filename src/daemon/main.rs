@@ -1,0 +1,2 @@
+//! The corten daemon.
+fn main() {}

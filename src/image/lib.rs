@@ -1,0 +1,1 @@
+//! Images: distribution client, layer store, unpacking, garbage collection.

@@ -1,0 +1,171 @@
+//! The protocol between the daemon and a pod's monitor, version 1.
+//!
+//! One connection on `<pod dir>/monitor.sock` carries one request and its replies; the monitor closes it after
+//! the last one. A frame is a little-endian u32 length and that many bytes of JSON; file descriptors travel with
+//! the first byte of the request (SCM_RIGHTS). Fields and variants are only ever added, each field with a
+//! default: an older or newer daemon must be able to talk to a running monitor. A request that the monitor does not know
+//! answers [`Reply::Error`] with kind `unsupported`.
+//!
+//! ```text
+//! Start   → Started | Error                      Exec → Started, then Exited | Error
+//! Signal  → Done | Error                         Watch → State (all containers), then Exited for each exit
+//! Reopen  → Done | Error                         Delete → Done | Error
+//! State   → State                                Shutdown → Done, then the monitor ends
+//! ```
+
+use std::path::PathBuf;
+
+use oci::ContainerId;
+use serde::{Deserialize, Serialize};
+
+/// Version that this build speaks.
+pub const VERSION: u32 = 1;
+
+/// What the daemon asks of a monitor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// Create and start the container of a bundle. Its exit record is written when init ends. A container that runs
+    /// already answers `Started` again (the daemon may have been killed before it read the first answer).
+    Start(Start),
+    /// Run one more process in a container; fds: stdin, stdout, stderr. When the daemon closes the connection
+    /// before the end, the process group is killed.
+    Exec(Exec),
+    /// Send a signal to init, or to every process of the container.
+    Signal {
+        /// Which container.
+        container: ContainerId,
+        /// Signal number.
+        signal: i32,
+        /// Every process in its cgroup instead of init alone.
+        #[serde(default)]
+        all: bool,
+    },
+    /// Open the log file anew by its path (after the kubelet renamed it).
+    Reopen {
+        /// Which container.
+        container: ContainerId,
+    },
+    /// Tell all states, then every exit.
+    Watch,
+    /// Tell all states.
+    State,
+    /// Kill what is left of a container, remove its cgroup, its record and its pidfile. Unknown: Done.
+    Delete {
+        /// Which container.
+        container: ContainerId,
+    },
+    /// Kill everything, remove all, end.
+    Shutdown,
+}
+
+/// How to start a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Start {
+    /// Which container.
+    pub container: ContainerId,
+    /// Bundle directory: `config.json` in it says the rest.
+    pub bundle: PathBuf,
+    /// CRI log file; `None`: output is discarded.
+    #[serde(default)]
+    pub log: Option<PathBuf>,
+    /// Keep stdin open (for attach); else it is /dev/null.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+/// One more process in a container.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Exec {
+    /// Which container.
+    pub container: ContainerId,
+    /// Command line; the rest of the process (user, capabilities, env, seccomp, …) is as in the bundle.
+    pub args: Vec<String>,
+    /// Kill its process group after so many milliseconds; 0: never.
+    #[serde(default)]
+    pub timeout_ms: u64,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit status, or 128 + signal.
+    pub code: i32,
+    /// Nanoseconds since the epoch.
+    pub at: i64,
+    /// The kernel killed a process of its cgroup for lack of memory.
+    #[serde(default)]
+    pub oom_killed: bool,
+    /// It was killed because its time was up (exec only).
+    #[serde(default)]
+    pub timed_out: bool,
+}
+
+/// A container as its monitor knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Which container.
+    pub container: ContainerId,
+    /// Init's pid in the node's namespace.
+    pub pid: i32,
+    /// Start time of that pid (field 22 of /proc/pid/stat), so that a reused pid is told apart.
+    pub start_time: u64,
+    /// Nanoseconds since the epoch.
+    pub started_at: i64,
+    /// `None`: it runs.
+    pub exit: Option<Exit>,
+}
+
+/// What a monitor answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// It was done.
+    Done,
+    /// The process runs (its exec has succeeded).
+    Started(Known),
+    /// A process ended: the container's init (Watch), or the exec'd process.
+    Exited {
+        /// Which container.
+        container: ContainerId,
+        /// How.
+        exit: Exit,
+    },
+    /// All containers.
+    State {
+        /// Protocol version of the monitor.
+        version: u32,
+        /// Each with what is known.
+        containers: Vec<Known>,
+    },
+    /// It was refused, or failed.
+    Error(Failure),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// `not_found`, `wrong_state`, `invalid`, `unsupported`, `cannot_run` (the command of the container), `internal`.
+    pub kind: String,
+    /// Step, object and cause.
+    pub message: String,
+}
+
+/// What a monitor is started with: `<pod dir>/sandbox.json`, written by the daemon before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sandbox {
+    /// Version of this file.
+    pub version: u32,
+    /// Own UTS namespace with this hostname; `None`: the node's.
+    pub hostname: Option<String>,
+    /// Own IPC namespace.
+    pub ipc: bool,
+    /// A PID namespace that all containers share, with a reaper as its init.
+    pub pid: bool,
+    /// Pinned network namespace, for the net.* sysctls; `None`: the node's.
+    pub netns: Option<PathBuf>,
+    /// Sysctls to set in these namespaces.
+    pub sysctls: std::collections::BTreeMap<String, String>,
+}

@@ -1,0 +1,2 @@
+//! The built-in bridge plugin.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pod networks: pinned network namespaces, CNI, and the built-in bridge plugin.

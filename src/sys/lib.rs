@@ -1,0 +1,1 @@
+//! Safe wrappers over the kernel: the only crate with unsafe code.

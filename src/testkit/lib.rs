@@ -1,0 +1,1 @@
+//! Test tools: scratch roots, private namespaces, a registry that misbehaves, a probe program.
