@@ -1,1 +1,5 @@
-//! Whole-node tests.
+//! Whole-node tests with real clients, and the benchmark.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
