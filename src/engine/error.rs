@@ -1,6 +1,7 @@
 //! The engine's error: a kind that callers branch on, and what was being done to what.
 
 use std::error::Error as StdError;
+use std::fmt::Write as _;
 
 /// What kind of failure it was. `cri` maps each to one gRPC code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,43 @@ pub struct Error {
     /// The cause.
     #[source]
     pub source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure without a further cause.
+    pub fn new(kind: Kind, context: impl Into<String>) -> Error {
+        Error { kind, context: context.into(), source: None }
+    }
+
+    /// A failure with its cause.
+    pub fn because(
+        kind: Kind,
+        context: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Error {
+        Error { kind, context: context.into(), source: Some(source.into()) }
+    }
+
+    /// The same kind of failure, seen from what was being done one level up.
+    pub(crate) fn within(self, context: impl Into<String>) -> Error {
+        Error { kind: self.kind, context: context.into(), source: Some(Box::new(self)) }
+    }
+
+    /// Context and all causes in one line: `a: b: c`.
+    pub fn chain(&self) -> String {
+        let mut text = self.context.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let _ = write!(text, ": {error}");
+            cause = error.source();
+        }
+        text
+    }
+
+    /// The same failure for one more caller that waited for the operation.
+    pub(crate) fn again(&self) -> Error {
+        Error::new(self.kind, self.chain())
+    }
 }
 
 /// Result of an engine call.

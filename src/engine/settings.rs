@@ -1,0 +1,37 @@
+//! Where the engine keeps things and how long it waits: checked values, handed over by `main`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of the engine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Records, bundles and writable layers; on a disk that lasts.
+    pub state_dir: PathBuf,
+    /// Monitors, their sockets and exit records; on a tmpfs that a reboot clears.
+    pub run_dir: PathBuf,
+    /// The `corten-runtime` program. It is copied into a sealed memfd once, at [`crate::Engine::open`].
+    pub runtime: PathBuf,
+    /// Cgroup under which pods go that name no parent, as in `/corten`.
+    pub cgroup_root: String,
+    /// Size of a pod's /dev/shm, bytes.
+    pub shm_size: u64,
+    /// How long a monitor may take to become ready.
+    pub monitor_deadline: Duration,
+    /// How long [`crate::Engine::drain`] waits for running operations.
+    pub drain_deadline: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            state_dir: "/var/lib/corten".into(),
+            run_dir: "/run/corten".into(),
+            runtime: "/usr/local/bin/corten-runtime".into(),
+            cgroup_root: "/corten".into(),
+            shm_size: 64 << 20,
+            monitor_deadline: Duration::from_secs(10),
+            drain_deadline: Duration::from_secs(10),
+        }
+    }
+}
