@@ -11,6 +11,7 @@
 //! Signal  → Done | Error                         Watch → State (all containers), then Exited for each exit
 //! Reopen  → Done | Error                         Delete → Done | Error
 //! State   → State                                Shutdown → Done, then the monitor ends
+//! Update  → Done | Error
 //! ```
 
 use std::path::PathBuf;
@@ -45,6 +46,13 @@ pub enum Request {
     Reopen {
         /// Which container.
         container: ContainerId,
+    },
+    /// Change limits of a running container: all of them or none.
+    Update {
+        /// Which container.
+        container: ContainerId,
+        /// `linux.resources` of the runtime spec, as JSON; what is absent stays as it is.
+        resources: serde_json::Value,
     },
     /// Tell all states, then every exit.
     Watch,
