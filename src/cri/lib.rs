@@ -1,1 +1,3 @@
 //! The CRI gRPC services: parse, call the engine, render.
+#![forbid(unsafe_code)]
+pub mod proto;

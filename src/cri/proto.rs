@@ -1,0 +1,37 @@
+//! The messages, clients and servers that `build.rs` makes from `proto/cri/v1/cri.proto`.
+//!
+//! Public because the whole-node tests and the benchmark speak the CRI as clients.
+
+/// The package names of the definition, as modules.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
+    clippy::cognitive_complexity,
+    reason = "generated; the definition has the comments"
+)]
+pub mod runtime {
+    /// CRI version 1.
+    pub mod v1 {
+        tonic::include_proto!("runtime.v1");
+    }
+}
+
+use std::fmt;
+
+impl fmt::Debug for runtime::v1::AuthConfig {
+    /// Whom and where, never the secrets (`debug_redact` in the definition).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hidden = |secret: &str| if secret.is_empty() { "" } else { "<hidden>" };
+        f.debug_struct("AuthConfig")
+            .field("username", &self.username)
+            .field("password", &hidden(&self.password))
+            .field("auth", &hidden(&self.auth))
+            .field("server_address", &self.server_address)
+            .field("identity_token", &hidden(&self.identity_token))
+            .field("registry_token", &hidden(&self.registry_token))
+            .finish()
+    }
+}
