@@ -3,5 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod id;
+pub mod seccomp;
+mod seccomp_file;
+mod seccomp_table;
 
 pub use id::{ContainerId, PodId};
