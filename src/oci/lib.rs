@@ -2,9 +2,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod digest;
 pub mod id;
+pub mod media;
+pub mod platform;
+pub mod reference;
 pub mod seccomp;
 mod seccomp_file;
 mod seccomp_table;
 
+pub use digest::{Algorithm, BadDigest, Digest};
 pub use id::{ContainerId, PodId};
+pub use platform::Platform;
+pub use reference::{BadReference, Reference};
