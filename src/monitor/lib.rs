@@ -1,5 +1,18 @@
 //! The pod monitor: one process per pod, its protocol and its client; and the OCI runtime command line.
+//!
+//! ```text
+//! protocol, frame   what is said          client      the daemon's side
+//! supervisor        the monitor's loop    sandbox     its namespaces, sysctls and PID reaper
+//! lines, log        CRI logs              record      exit records and pid files
+//! ```
 
 #![forbid(unsafe_code)]
 
+pub mod client;
+pub mod frame;
+pub mod lines;
+pub mod log;
 pub mod protocol;
+pub mod record;
+
+pub use client::{Client, ClientError, Connection};
