@@ -3,7 +3,6 @@
 //! Two ways to call: [`Node`] fails on the first error, and [`Node::again`] repeats a request as the kubelet does
 //! when the daemon goes away in the middle of it: only a broken connection is repeated, an answer never.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -89,7 +88,7 @@ pub fn pod(name: &str, uid: &str, logs: &Path) -> PodSandboxConfig {
         }),
         hostname: name.into(),
         log_directory: logs.display().to_string(),
-        labels: HashMap::from([("e2e".to_owned(), "1".to_owned())]),
+        labels: [("e2e".to_owned(), "1".to_owned())].into(),
         linux: Some(LinuxPodSandboxConfig {
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces()),

@@ -65,7 +65,8 @@ async fn main() -> Result<()> {
 }
 
 fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
-    let socket = std::env::var("CONTAINER_RUNTIME_ENDPOINT").context("CONTAINER_RUNTIME_ENDPOINT is not set")?;
+    let socket =
+        std::env::var("CONTAINER_RUNTIME_ENDPOINT").context("CONTAINER_RUNTIME_ENDPOINT is not set")?;
     let mut options = Options {
         runtimes: vec![runtime("corten", &socket)?],
         programs: Vec::new(),

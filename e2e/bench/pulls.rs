@@ -28,7 +28,12 @@ pub(crate) async fn large(runtimes: &[Runtime], name: &str, image: &str, table: 
             let before = cpu_seconds(pid)?;
             let wall = pull(runtime, image).await?;
             table.add(&format!("pull {name}"), "s", &runtime.name, wall);
-            table.add(&format!("pull {name}, CPU of the daemon"), "s", &runtime.name, cpu_seconds(pid)? - before);
+            table.add(
+                &format!("pull {name}, CPU of the daemon"),
+                "s",
+                &runtime.name,
+                cpu_seconds(pid)? - before,
+            );
             remove(runtime, image).await?;
         }
     }

@@ -34,7 +34,10 @@ impl Table {
 
     /// The table, a row for each measure and runtime, on standard output.
     pub(crate) fn print(&self) {
-        println!("{:<44} {:<16} {:>10} {:>10} {:>5}  {:>7}", "measure", "runtime", "median", "p95", "n", "ratio");
+        println!(
+            "{:<44} {:<16} {:>10} {:>10} {:>5}  {:>7}",
+            "measure", "runtime", "median", "p95", "n", "ratio"
+        );
         for row in self.ordered() {
             let ratio = self.ratio(row).map_or(String::new(), |ratio| format!("{ratio:.2}"));
             println!(

@@ -153,7 +153,8 @@ impl Churn {
     async fn one_pod(&self, name: &str, code: i32, lines: u64) -> Result<()> {
         let logs = self.logs.join(name);
         std::fs::create_dir_all(&logs).context("log directory")?;
-        let script = format!("i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo \"line $i\"; done; exit {code}");
+        let script =
+            format!("i=0; while [ $i -lt {lines} ]; do i=$((i+1)); echo \"line $i\"; done; exit {code}");
         let (pod_id, id) = self.start(name, &logs, &script).await?;
         let outcome = self.check_exit(&id, &logs, code, lines).await;
         self.remove(&pod_id).await?;
@@ -199,7 +200,12 @@ impl Churn {
             ensure!(Instant::now() < deadline, "{id} does not exit: {:?}", status.state());
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        ensure!(status.exit_code == code, "exit code {} instead of {code} ({})", status.exit_code, status.reason);
+        ensure!(
+            status.exit_code == code,
+            "exit code {} instead of {code} ({})",
+            status.exit_code,
+            status.reason
+        );
         let log = std::fs::read_to_string(logs.join("main.log")).context("log")?;
         let count = numbered(&log)?;
         ensure!(count == lines, "{count} lines instead of {lines}");
