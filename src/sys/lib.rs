@@ -2,6 +2,7 @@
 
 pub mod netns;
 
+pub mod inherit;
 pub mod memory;
 pub mod socket;
 
@@ -9,4 +10,11 @@ pub mod path;
 pub mod memfd;
 
 pub mod cgroup;
+pub mod cgroup_devices;
+pub mod cgroup_usage;
+pub mod mount;
+pub mod namespace;
+pub mod prctl;
 pub mod process;
+pub mod seccomp;
+pub mod tty;

@@ -1,0 +1,193 @@
+//! A network's plugins as a chain: ADD in order, DEL in reverse, each with the result that it has to know
+//! (CNI specification, section 3).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::conflist::{Conflist, Version, type_of};
+use crate::error::{Error, Kind, Result};
+use crate::plugin::{self, Call, Verb};
+
+/// The interface that every pod has.
+pub(crate) const IFNAME: &str = "eth0";
+
+/// What all calls have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    pub(crate) dirs: Vec<PathBuf>,
+    pub(crate) deadline: Duration,
+}
+
+/// One pod's side of a chain.
+#[derive(Debug)]
+pub(crate) struct Side<'a> {
+    pub(crate) container: &'a str,
+    /// The namespace's path; empty when it is gone.
+    pub(crate) netns: String,
+    pub(crate) args: &'a str,
+    pub(crate) capabilities: &'a Map<String, Value>,
+}
+
+impl Programs {
+    fn call(&self, verb: Verb, side: &Side<'_>) -> Call {
+        let environment = vec![
+            ("CNI_CONTAINERID", side.container.to_owned()),
+            ("CNI_NETNS", side.netns.clone()),
+            ("CNI_IFNAME", IFNAME.to_owned()),
+            ("CNI_ARGS", side.args.to_owned()),
+        ];
+        Call { verb, environment, deadline: self.deadline }
+    }
+
+    /// ADD through the chain; the last plugin's result.
+    pub(crate) async fn add(&self, list: &Conflist, side: &Side<'_>) -> Result<Value> {
+        let call = self.call(Verb::Add, side);
+        let mut result = None;
+        for (at, config) in list.plugins.iter().enumerate() {
+            let input = list.input(at, side.capabilities, result.as_ref());
+            let name = type_of(config);
+            let answer = plugin::run(name, &self.dirs, &call, &input).await?;
+            let answer = answer.filter(Value::is_object).ok_or_else(|| {
+                Error::new(Kind::Plugin, format!("CNI plugin {name} ADD: it succeeded without a result"))
+            })?;
+            result = Some(answer);
+        }
+        result.ok_or_else(|| Error::new(Kind::Invalid, format!("network {} has no plugins", list.name)))
+    }
+
+    /// DEL through the chain, backwards. It stops at the first failure; the whole chain is called again later.
+    pub(crate) async fn del(&self, list: &Conflist, side: &Side<'_>, result: Option<&Value>) -> Result<()> {
+        let call = self.call(Verb::Del, side);
+        let result = result.filter(|_| list.version >= Version::V0_4);
+        for (at, config) in list.plugins.iter().enumerate().rev() {
+            let input = list.input(at, side.capabilities, result);
+            plugin::run(type_of(config), &self.dirs, &call, &input).await?;
+        }
+        Ok(())
+    }
+
+    /// CHECK through the chain, if the network has it.
+    pub(crate) async fn check(&self, list: &Conflist, side: &Side<'_>, result: &Value) -> Result<()> {
+        if list.version < Version::V0_4 || list.disable_check {
+            return Ok(());
+        }
+        let call = self.call(Verb::Check, side);
+        for (at, config) in list.plugins.iter().enumerate() {
+            let input = list.input(at, side.capabilities, Some(result));
+            plugin::run(type_of(config), &self.dirs, &call, &input).await?;
+        }
+        Ok(())
+    }
+
+    /// STATUS of every plugin: whether ADD can work. Before 1.1 that only the programs are there.
+    pub(crate) async fn status(&self, list: &Conflist) -> Result<()> {
+        let call = Call { verb: Verb::Status, environment: vec![], deadline: self.deadline };
+        for (at, config) in list.plugins.iter().enumerate() {
+            plugin::find(type_of(config), &self.dirs)?;
+            if list.version >= Version::V1_1 {
+                plugin::run(type_of(config), &self.dirs, &call, &list.input(at, &Map::new(), None)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// GC of every plugin, whatever the others answer.
+    pub(crate) async fn gc(&self, list: &Conflist, containers: &[String]) -> Result<()> {
+        if list.version < Version::V1_1 || list.disable_gc {
+            return Ok(());
+        }
+        let call = Call { verb: Verb::Gc, environment: vec![], deadline: self.deadline };
+        let valid: Vec<Value> =
+            containers.iter().map(|id| json!({"containerID": id, "ifname": IFNAME})).collect();
+        let mut failures = Vec::new();
+        for (at, config) in list.plugins.iter().enumerate() {
+            let mut input = list.input(at, &Map::new(), None);
+            input["cni.dev/valid-attachments"] = json!(valid);
+            // the key's first name, which plugins of before libcni 1.2.3 look for
+            input["cni.dev/attachments"] = json!(valid);
+            if let Err(e) = plugin::run(type_of(config), &self.dirs, &call, &input).await {
+                failures.push(e.message);
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(Error::new(Kind::Plugin, failures.join("; "))) }
+    }
+}
+
+/// The pod's addresses in a result of any version: those of interfaces in a sandbox, or of no interface in particular.
+///
+/// # Errors
+/// A phrase, when the result does not have the form that the specification gives it.
+pub(crate) fn addresses(result: &Value) -> std::result::Result<Vec<IpAddr>, String> {
+    let none = Vec::new();
+    let list = |key: &str| match &result[key] {
+        Value::Null => Ok(&none),
+        Value::Array(list) => Ok(list),
+        other => Err(format!("{key:?} is {other}, not a list")),
+    };
+    let interfaces = list("interfaces")?;
+    let mut ips = Vec::new();
+    for entry in list("ips")? {
+        let text = entry["address"].as_str().ok_or("an entry of \"ips\" has no \"address\"")?;
+        let bare = text.split('/').next().unwrap_or_default();
+        let ip = bare.parse().map_err(|_| format!("{text:?} is not an address"))?;
+        let at = entry["interface"].as_u64().and_then(|at| usize::try_from(at).ok());
+        let sandboxed = match at {
+            None => true,
+            Some(at) => {
+                let interface = interfaces.get(at).ok_or_else(|| format!("there is no interface {at}"))?;
+                interface["sandbox"].as_str().is_some_and(|s| !s.is_empty())
+            }
+        };
+        if sandboxed {
+            ips.push(ip);
+        }
+    }
+    Ok(ips)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn json_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i64>().prop_map(Value::from),
+            "[0-9a-f.:/]{0,20}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            let key = prop_oneof!["ips", "interfaces", "interface", "address", "sandbox", "[a-z]{1,6}"];
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(key, inner, 0..6)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_results_never_panic(value in json_value()) {
+            let _ = addresses(&value);
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_host_are_not_the_pods() {
+        let result = json!({
+            "interfaces": [{"name": "br"}, {"name": "eth0", "sandbox": "/run/netns/x"}],
+            "ips": [{"address": "10.0.0.1/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1},
+                    {"address": "fd00::2/64"}],
+        });
+        let ips: Vec<String> = addresses(&result).unwrap_or_default().iter().map(IpAddr::to_string).collect();
+        assert_eq!(ips, ["10.0.0.2", "fd00::2"]);
+        assert!(
+            addresses(&json!({"ips": [{"address": "10.0.0.2/24", "interface": 7}], "interfaces": []}))
+                .is_err()
+        );
+    }
+}

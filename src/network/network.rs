@@ -1,0 +1,275 @@
+//! Attaching and detaching pods, readiness, and the sweep.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use oci::id::PodId;
+
+use crate::attachment::{Attached, Attachment};
+use crate::chain::{Programs, Side, addresses};
+use crate::conflist::{Conflist, Directory};
+use crate::error::{Error, Kind, Result};
+use crate::record::{Record, Records};
+
+/// Namespaces of ours start with this.
+const PREFIX: &str = "corten-";
+
+/// Where things are.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Network configurations, `/etc/cni/net.d`.
+    pub config_dir: PathBuf,
+    /// Plugins, `/opt/cni/bin` and ours; the first that has one wins.
+    pub bin_dirs: Vec<PathBuf>,
+    /// Records, `/var/lib/corten/network`.
+    pub state_dir: PathBuf,
+    /// Pinned namespaces, `/run/netns`.
+    pub netns_dir: PathBuf,
+    /// How long one call of one plugin may take.
+    pub deadline: Duration,
+}
+
+/// The pods' network. A handle: clones are the same network.
+#[derive(Clone, Debug)]
+pub struct Network(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    directory: Directory,
+    programs: Programs,
+    records: Records,
+    netns_dir: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Pods that a call is under way for.
+    busy: HashSet<PodId>,
+    /// `netns_dir` is prepared for pins.
+    prepared: bool,
+}
+
+/// Marks a pod as busy until dropped.
+struct Turn<'a> {
+    inner: &'a Inner,
+    pod: PodId,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.inner.state().busy.remove(&self.pod);
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        match self.state.lock() {
+            Ok(state) => state,
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    fn turn(&self, pod: &PodId) -> Result<Turn<'_>> {
+        if self.state().busy.insert(pod.clone()) {
+            return Ok(Turn { inner: self, pod: pod.clone() });
+        }
+        Err(Error::new(Kind::Busy, format!("another network operation of pod {pod} is under way")))
+    }
+
+    fn netns(&self, pod: &PodId) -> PathBuf {
+        self.netns_dir.join(format!("{PREFIX}{pod}"))
+    }
+}
+
+/// Runs blocking work on the runtime's threads for it.
+async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(result) => result,
+        Err(e) => Err(Error::new(Kind::Internal, format!("a thread for network work ended: {e}"))),
+    }
+}
+
+impl Network {
+    /// Nothing is touched before the first call.
+    pub fn new(settings: Settings) -> Network {
+        Network(Arc::new(Inner {
+            directory: Directory::new(settings.config_dir),
+            programs: Programs { dirs: settings.bin_dirs, deadline: settings.deadline },
+            records: Records::new(settings.state_dir),
+            netns_dir: settings.netns_dir,
+            state: Mutex::default(),
+        }))
+    }
+
+    /// Gives a pod its namespace and its addresses. A pod that has them gets the same again; one whose attachment was
+    /// interrupted is detached first.
+    ///
+    /// # Errors
+    /// Nothing of the attempt is left, unless DEL failed as well: then the error says so and the pod is
+    /// [`owed`](Network::owed).
+    pub async fn attach(&self, pod: &Attachment) -> Result<Attached> {
+        let inner = &self.0;
+        let _turn = inner.turn(&pod.pod)?;
+        if let Some(attached) = self.saved(&pod.pod) {
+            if sys::netns::is_pinned(&attached.netns) {
+                return Ok(attached);
+            }
+        }
+        if inner.records.load(&pod.pod)?.is_some() {
+            self.undo(&pod.pod).await?;
+        }
+        let network = inner.directory.default_network()?;
+        let record = self.intend(pod, &network).await?;
+        match self.add(&record).await {
+            Ok(attached) => Ok(attached),
+            Err(mut e) => {
+                if let Err(second) = self.undo(&pod.pod).await {
+                    e.message =
+                        format!("{}; undoing it failed too, and is owed: {}", e.message, second.message);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Writes down what will be done and pins the namespace, both at once.
+    async fn intend(&self, pod: &Attachment, network: &Conflist) -> Result<Record> {
+        let netns = self.0.netns(&pod.pod);
+        let mut record = Record::new(pod.pod.clone(), netns, network.clone());
+        record.args = pod.args()?;
+        record.capabilities = pod.capabilities()?;
+        let (inner, copy) = (self.0.clone(), record.clone());
+        let pin = blocking(move || inner.pin(&copy));
+        let (inner, copy) = (self.0.clone(), record.clone());
+        let save = blocking(move || inner.records.save(&copy));
+        let (pinned, saved) = tokio::join!(pin, save);
+        if let Err(e) = pinned.and(saved) {
+            self.undo(&pod.pod).await.unwrap_or_else(|second| tracing::warn!("{second}"));
+            return Err(e);
+        }
+        Ok(record)
+    }
+
+    async fn add(&self, record: &Record) -> Result<Attached> {
+        let result = self.0.programs.add(&record.network, &side(record, true)).await?;
+        let ips = addresses(&result).map_err(|why| {
+            Error::new(Kind::Plugin, format!("network {}: the result of ADD: {why}", record.network.name))
+        })?;
+        self.0.records.save_result(&record.pod, &result)?;
+        Ok(Attached { netns: record.netns.clone(), ips })
+    }
+
+    /// Takes a pod's addresses and namespace away. A pod that has none is fine.
+    ///
+    /// # Errors
+    /// The DEL stays [owed](Network::owed).
+    pub async fn detach(&self, pod: &PodId) -> Result<()> {
+        let _turn = self.0.turn(pod)?;
+        self.undo(pod).await
+    }
+
+    async fn undo(&self, pod: &PodId) -> Result<()> {
+        let inner = &self.0;
+        if let Some(record) = inner.records.load(pod)? {
+            let alive = sys::netns::is_pinned(&record.netns);
+            let result = inner.records.load_result(pod);
+            inner.programs.del(&record.network, &side(&record, alive), result.as_ref()).await?;
+        }
+        let (inner, pod) = (self.0.clone(), pod.clone());
+        blocking(move || {
+            sys::netns::unpin(&inner.netns(&pod))?;
+            inner.records.remove(&pod)
+        })
+        .await
+    }
+
+    /// What a pod got, if its attachment was completed.
+    pub fn saved(&self, pod: &PodId) -> Option<Attached> {
+        let record = self.0.records.load(pod).ok().flatten()?;
+        let ips = addresses(&self.0.records.load_result(pod)?).ok()?;
+        Some(Attached { netns: record.netns, ips })
+    }
+
+    /// All pods that a DEL is owed for: those attached, and those whose ADD or DEL was interrupted or failed.
+    pub fn owed(&self) -> Vec<PodId> {
+        self.0.records.pods()
+    }
+
+    /// Whether the plugins still find everything in place (CHECK).
+    ///
+    /// # Errors
+    /// What the plugin misses; [`Kind::Invalid`] for a pod that is not attached.
+    pub async fn check(&self, pod: &PodId) -> Result<()> {
+        let _turn = self.0.turn(pod)?;
+        let record = self.0.records.load(pod)?;
+        let (Some(record), Some(result)) = (record, self.0.records.load_result(pod)) else {
+            return Err(Error::new(Kind::Invalid, format!("pod {pod} is not attached to a network")));
+        };
+        self.0.programs.check(&record.network, &side(&record, true), &result).await
+    }
+
+    /// Whether pods can be attached.
+    ///
+    /// # Errors
+    /// The reason why not, for people.
+    pub async fn status(&self) -> std::result::Result<(), String> {
+        let network = self.0.directory.default_network().map_err(|e| e.message)?;
+        self.0.programs.status(&network).await.map_err(|e| e.message)
+    }
+
+    /// Removes what belongs to none of the pods: DEL for their records, unpinning of their namespaces, and GC by the
+    /// plugins. What fails is logged and tried again the next time.
+    pub async fn collect_garbage(&self, valid: &[PodId]) {
+        let valid: HashSet<&PodId> = valid.iter().collect();
+        for pod in self.0.records.pods().iter().filter(|pod| !valid.contains(pod)) {
+            match self.detach(pod).await {
+                Ok(()) => tracing::info!(%pod, "the network of a pod that is gone was removed"),
+                Err(e) if e.kind == Kind::Busy => {}
+                Err(e) => tracing::warn!(%pod, "the network of a pod that is gone is still owed: {e}"),
+            }
+        }
+        self.0.records.sweep();
+        self.0.sweep_namespaces(&valid);
+    }
+}
+
+/// The pod's side for the plugins; without a namespace when that is gone.
+fn side(record: &Record, alive: bool) -> Side<'_> {
+    let netns = if alive { record.netns.display().to_string() } else { String::new() };
+    Side { container: record.pod.as_str(), netns, args: &record.args, capabilities: &record.capabilities }
+}
+
+impl Inner {
+    fn pin(&self, record: &Record) -> Result<()> {
+        if !self.state().prepared {
+            sys::netns::prepare_dir(&self.netns_dir)?;
+            self.state().prepared = true;
+        }
+        // one that is there has no record: of a killed attempt
+        if sys::netns::is_pinned(&record.netns) {
+            sys::netns::unpin(&record.netns)?;
+        }
+        Ok(sys::netns::pin(&record.netns)?)
+    }
+
+    fn sweep_namespaces(&self, valid: &HashSet<&PodId>) {
+        for entry in std::fs::read_dir(&self.netns_dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let pod =
+                name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|id| id.parse::<PodId>().ok());
+            let Some(pod) = pod else { continue };
+            let recorded = matches!(self.records.load(&pod), Ok(Some(_)) | Err(_));
+            if recorded || valid.contains(&pod) {
+                continue;
+            }
+            let Ok(_turn) = self.turn(&pod) else { continue };
+            match sys::netns::unpin(&entry.path()) {
+                Ok(()) => tracing::info!(%pod, "a network namespace without a pod was removed"),
+                Err(e) => tracing::warn!(%pod, "{e}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! One call of one plugin: a program of its own process group, JSON in, JSON out, and a deadline.
+//!
+//! A plugin is foreign code: it may hang, print garbage, print without end, leave children that hold its output open, or
+//! not read its input. None of that costs more than the deadline. When it is over, by itself or not, its whole process
+//! group is killed.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+use crate::error::{Error, Kind, Result};
+
+/// More output than any plugin has.
+const MAX_OUTPUT: u64 = 1 << 20;
+/// How long output may come after the plugin itself has ended: only from children that it left.
+const STRAGGLERS: Duration = Duration::from_millis(200);
+
+/// A verb of CNI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Add,
+    Del,
+    Check,
+    Status,
+    Gc,
+}
+
+impl Verb {
+    /// As `CNI_COMMAND` has it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Verb::Add => "ADD",
+            Verb::Del => "DEL",
+            Verb::Check => "CHECK",
+            Verb::Status => "STATUS",
+            Verb::Gc => "GC",
+        }
+    }
+}
+
+/// What a call needs besides its input.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) verb: Verb,
+    /// `CNI_CONTAINERID`, `CNI_NETNS`, `CNI_IFNAME` and `CNI_ARGS`, as far as the verb has them.
+    pub(crate) environment: Vec<(&'static str, String)>,
+    pub(crate) deadline: Duration,
+}
+
+/// The error object of the specification, section 5.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ErrorObject {
+    code: u32,
+    msg: String,
+    details: String,
+}
+
+/// Finds a plugin's program in the directories, in order.
+pub(crate) fn find(name: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let executable =
+        |p: &PathBuf| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    dirs.iter().map(|dir| dir.join(name)).find(executable).ok_or_else(|| {
+        let dirs = dirs.iter().map(|d| d.display().to_string()).collect::<Vec<_>>().join(", ");
+        Error::new(Kind::Unavailable, format!("CNI plugin {name:?} is in none of {dirs}"))
+    })
+}
+
+/// Runs a plugin. `None` when it succeeded without an output.
+pub(crate) async fn run(name: &str, dirs: &[PathBuf], call: &Call, input: &Value) -> Result<Option<Value>> {
+    let program = find(name, dirs)?;
+    let began = Instant::now();
+    let described = format!("CNI plugin {name} ({}) {}", program.display(), call.verb.as_str());
+    let mut child = spawn(&program, dirs, call)
+        .map_err(|e| Error::new(Kind::Internal, format!("{described}: cannot be started: {e}")))?;
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+    let guard = Group(group);
+    let talked = tokio::time::timeout(call.deadline, talk(&mut child, input.to_string())).await;
+    // killed before it is looked at, so that nothing of a plugin outlives its call
+    drop(guard);
+    let said = match talked {
+        Ok(said) => said.map_err(|e| Error::new(Kind::Internal, format!("{described}: {e}")))?,
+        Err(_) => {
+            let _ = child.wait().await;
+            let message = format!(
+                "{described}: killed at its deadline of {:?} (ran {:.1?})",
+                call.deadline,
+                began.elapsed()
+            );
+            return Err(Error::new(Kind::Deadline, message));
+        }
+    };
+    tracing::debug!(plugin = name, verb = call.verb.as_str(), took = ?began.elapsed(), "CNI plugin ended");
+    judge(&described, &said)
+}
+
+/// Kills a process group when dropped: at the call's end, its deadline, or when the caller has gone away.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // nobody left is the usual case
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+fn spawn(program: &Path, dirs: &[PathBuf], call: &Call) -> std::io::Result<Child> {
+    let path = std::env::join_paths(dirs).unwrap_or_default();
+    Command::new(program)
+        .env("CNI_COMMAND", call.verb.as_str())
+        .env("CNI_PATH", path)
+        .envs(call.environment.iter().map(|(key, value)| (*key, value.as_str())))
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+}
+
+/// What a plugin that ended by itself left.
+struct Said {
+    status: std::process::ExitStatus,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+async fn talk(child: &mut Child, input: String) -> std::io::Result<Said> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let write = async move {
+        if let Some(mut stdin) = stdin {
+            // a plugin need not read its input
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let status = {
+        let read = async { tokio::join!(read_all(stdout, &mut out), read_all(stderr, &mut err), write) };
+        tokio::pin!(read);
+        tokio::select! {
+            _ = &mut read => child.wait().await?,
+            status = child.wait() => {
+                let status = status?;
+                let _ = tokio::time::timeout(STRAGGLERS, &mut read).await;
+                status
+            }
+        }
+    };
+    Ok(Said { status, stdout: out, stderr: err })
+}
+
+/// Reads to the end, keeping at most [`MAX_OUTPUT`]; what follows is thrown away so that the writer does not block.
+async fn read_all(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+    let Some(mut from) = from else { return };
+    let mut buffer = [0; 8192];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        let room = (MAX_OUTPUT as usize).saturating_sub(into.len());
+        into.extend_from_slice(&buffer[..length.min(room)]);
+    }
+}
+
+fn judge(described: &str, said: &Said) -> Result<Option<Value>> {
+    let stderr = String::from_utf8_lossy(&said.stderr);
+    if said.status.success() {
+        if !stderr.trim().is_empty() {
+            tracing::warn!("{described}: {}", stderr.trim());
+        }
+        if said.stdout.iter().all(u8::is_ascii_whitespace) {
+            return Ok(None);
+        }
+        return serde_json::from_slice(&said.stdout).map(Some).map_err(|e| {
+            let message = format!("{described}: its output is not JSON ({e}): {}", shorten(&said.stdout));
+            Error::new(Kind::Plugin, message)
+        });
+    }
+    let object = serde_json::from_slice::<ErrorObject>(&said.stdout).ok().filter(|o| !o.msg.is_empty());
+    let message = match &object {
+        Some(ErrorObject { code, msg, details }) if details.is_empty() => {
+            format!("{described}: {msg} (code {code})")
+        }
+        Some(ErrorObject { code, msg, details }) => format!("{described}: {msg}: {details} (code {code})"),
+        None => {
+            let output = [said.stdout.as_slice(), said.stderr.as_slice()].concat();
+            format!("{described}: {}, and no error object: {}", said.status, shorten(&output))
+        }
+    };
+    Err(Error { kind: Kind::Plugin, message, code: object.map(|o| o.code) })
+}
+
+fn shorten(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).trim().to_owned();
+    if text.is_empty() { "no output".to_owned() } else { format!("{text:?}") }
+}

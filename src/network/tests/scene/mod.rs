@@ -1,0 +1,150 @@
+//! Where the tests take place: network and mount namespaces of their own, with tmpfs for everything that is written.
+//!
+//! A test calls [`private`] first. The test program then runs itself again under `unshare` for that one test; what it
+//! makes (links, rules, mounts, pins) goes with the namespaces, whatever the test does.
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use network::{Attachment, BridgeNetwork, Network, Settings, default_conflist};
+
+const MARK: &str = "CORTEN_TEST_PRIVATE";
+
+/// Runs the test `name` in namespaces of its own. `true`: this is the inner run, go on; `false`: it is over.
+pub fn private(name: &str) -> bool {
+    if std::env::var_os(MARK).is_some() {
+        let run = |program: &str, args: &[&str]| must(Command::new(program).args(args));
+        run("ip", &["link", "set", "lo", "up"]);
+        std::fs::create_dir_all("/run/netns").unwrap();
+        run("mount", &["-t", "tmpfs", "none", "/run/netns"]);
+        return true;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIP {name}: needs root for namespaces");
+        return false;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let status = Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private"])
+        .arg(exe)
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(MARK, "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name} failed in its namespaces: {status}");
+    false
+}
+
+/// Runs a command that has to succeed; its standard output.
+pub fn must(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert!(status.success(), "{command:?}: {status}\n{out}{err}");
+    out.into_owned()
+}
+
+/// `ip` with these arguments.
+pub fn ip(args: &str) -> String {
+    must(Command::new("ip").args(args.split_whitespace()))
+}
+
+/// Waits until `what` holds, at most five seconds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(5), "not within 5 s: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A scratch node: directories, our bridge network, and a handle.
+pub struct Node {
+    pub root: tempfile::TempDir,
+    pub settings: Settings,
+    pub network: Network,
+}
+
+pub fn bridge_program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_corten-bridge"))
+}
+
+impl Node {
+    /// A node without a network configuration.
+    pub fn bare() -> Node {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        let settings = Settings {
+            config_dir: at("net.d"),
+            bin_dirs: vec![at("bin"), bridge_program().parent().unwrap().to_owned()],
+            state_dir: at("state"),
+            netns_dir: PathBuf::from("/run/netns"),
+            deadline: Duration::from_secs(10),
+        };
+        std::fs::create_dir_all(&settings.config_dir).unwrap();
+        std::fs::create_dir_all(at("bin")).unwrap();
+        Node { network: Network::new(settings.clone()), settings, root }
+    }
+
+    /// A node with our bridge network.
+    pub fn bridged() -> Node {
+        let node = Node::bare();
+        let subnets = ["10.88.0.0/16".to_owned(), "fd00:88::/64".to_owned()];
+        let data = node.data_dir();
+        let list = BridgeNetwork { name: "pods", bridge: "corten0", subnets: &subnets, data_dir: &data };
+        node.configure("10-corten.conflist", &default_conflist(&list));
+        node
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.root.path().join("bridge")
+    }
+
+    pub fn configure(&self, name: &str, text: &str) {
+        std::fs::write(self.settings.config_dir.join(name), text).unwrap();
+    }
+
+    /// A plugin that is a shell script.
+    pub fn script(&self, name: &str, body: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.root.path().join("bin").join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        path
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// A fresh handle, as a restarted daemon has.
+    pub fn restarted(&self) -> Network {
+        Network::new(self.settings.clone())
+    }
+}
+
+/// A pod without wishes.
+pub fn pod(number: u8) -> Attachment {
+    Attachment {
+        pod: oci::PodId::from_random([number; 32]),
+        name: format!("pod-{number}"),
+        namespace: "default".to_owned(),
+        uid: format!("uid-{number}"),
+        ports: Vec::new(),
+        cgroup_parent: String::new(),
+        annotations: BTreeMap::new(),
+        dns: None,
+    }
+}
+
+/// A runtime like the daemon's.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+/// Whether the process of `path`'s namespace can connect by TCP: runs `f` in it.
+pub fn inside<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
+    sys::netns::run_in(netns, f).unwrap()
+}
