@@ -8,11 +8,22 @@
 
 #![forbid(unsafe_code)]
 
+mod container;
+mod events;
+mod exits;
+mod output;
+mod peer;
+mod removal;
+mod requests;
+mod sandbox;
+mod session;
+
 pub mod client;
 pub mod frame;
 pub mod lines;
 pub mod log;
 pub mod protocol;
 pub mod record;
+pub mod supervisor;
 
 pub use client::{Client, ClientError, Connection};

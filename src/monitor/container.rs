@@ -1,0 +1,129 @@
+//! One container as its monitor holds it.
+//!
+//! ```text
+//! Starting ──created──▶ Running ──init ended──▶ Ended ──removed──▶ (forgotten)
+//!     └──failed──▶ (forgotten)
+//! ```
+//!
+//! A removal may be asked for in any of these; it is a mark beside the state, because it waits for the states to pass.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use executor::{Pending, Process};
+use oci::ContainerId;
+use sys::cgroup::Cgroup;
+
+use crate::events::Key;
+use crate::output::Output;
+use crate::protocol::{Exit, Failure, Known};
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    pub(crate) bundle: PathBuf,
+    pub(crate) output: Output,
+    /// Our end of its stdin when that was asked for; it reads EOF when this is closed.
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) phase: Phase,
+    pub(crate) removal: Option<Removal>,
+}
+
+/// Where it is in its life.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// The executor makes it.
+    Starting {
+        pending: Pending,
+        /// Who is told when it runs.
+        waiters: Vec<Key>,
+    },
+    /// Init runs.
+    Running { process: Process, known: Known },
+    /// Init was reaped. `known.exit` is set as soon as the exit record is on disk.
+    Ended { known: Known, exit: Exit, cgroup: Cgroup },
+}
+
+/// Somebody wants it gone.
+#[derive(Debug, Default)]
+pub(crate) struct Removal {
+    /// Who is told.
+    pub(crate) waiters: Vec<Key>,
+    /// How often it was tried.
+    pub(crate) attempts: u32,
+}
+
+impl Container {
+    /// What is told about it; nothing before it runs.
+    pub(crate) fn known(&self) -> Option<&Known> {
+        match &self.phase {
+            Phase::Starting { .. } => None,
+            Phase::Running { known, .. } | Phase::Ended { known, .. } => Some(known),
+        }
+    }
+
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        match &self.phase {
+            Phase::Starting { .. } => None,
+            Phase::Running { process, .. } => Some(&process.cgroup),
+            Phase::Ended { cgroup, .. } => Some(cgroup),
+        }
+    }
+
+    /// Its init, or why there is none.
+    pub(crate) fn running(&self) -> Result<&Process, Failure> {
+        match &self.phase {
+            Phase::Running { process, .. } if self.removal.is_none() => Ok(process),
+            Phase::Running { .. } => {
+                Err(failure("wrong_state", format!("container {} is being removed", self.id)))
+            }
+            Phase::Starting { .. } => {
+                Err(failure("wrong_state", format!("container {} has not started", self.id)))
+            }
+            Phase::Ended { .. } => Err(failure("wrong_state", format!("container {} has ended", self.id))),
+        }
+    }
+
+    /// Send a signal to init, or to all of its processes (also those that outlived init).
+    pub(crate) fn signal(&self, signal: i32, all: bool) -> Result<(), Failure> {
+        let told = |e: std::io::Error| {
+            failure(
+                "internal",
+                format!("send signal {signal} to container {}: {}", self.id, executor::errno_text(&e)),
+            )
+        };
+        if !all {
+            return sys::process::pidfd_signal(self.running()?.pidfd.as_fd(), signal).map_err(told);
+        }
+        let cgroup = match self.cgroup() {
+            Some(cgroup) => cgroup,
+            None => return self.running().map(|_| ()),
+        };
+        if signal == libc::SIGKILL { cgroup.kill() } else { signal_each(cgroup, signal) }.map_err(told)
+    }
+}
+
+fn signal_each(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
+    for pid in cgroup.processes()? {
+        let sent =
+            sys::process::pidfd_open(pid).and_then(|fd| sys::process::pidfd_signal(fd.as_fd(), signal));
+        match sent {
+            // It ended meanwhile.
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// A refusal.
+pub(crate) fn failure(kind: &str, message: impl Into<String>) -> Failure {
+    Failure { kind: kind.to_owned(), message: message.into() }
+}
+
+impl From<executor::Error> for Failure {
+    fn from(error: executor::Error) -> Failure {
+        failure(error.kind.as_str(), error.to_string())
+    }
+}

@@ -1,0 +1,220 @@
+//! What a pod's containers share: IPC and UTS namespaces, a PID namespace with its init, sysctls.
+//!
+//! The monitor *is* in the pod's IPC and UTS namespaces; containers join them by `/proc/<monitor>/ns/…`. It stays out of
+//! the pod's network namespace and off its PID namespace, whose init (the *reaper*) is a child of it: a copy of this
+//! process that reaps for ever, dies with the monitor, and shares nearly all of its memory with it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::{SigSet, Signal};
+use sys::process::{Clone, Side, clone3};
+
+use crate::protocol::Sandbox;
+use crate::record;
+
+/// Init of the pod's PID namespace.
+#[derive(Debug)]
+pub(crate) struct Reaper {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Which namespace a sysctl belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Net,
+    Ipc,
+    Uts,
+}
+
+/// Read `sandbox.json` and make what it asks for. Call it before anything is opened: the reaper inherits it.
+pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, String> {
+    let path = dir.join("sandbox.json");
+    let text = std::fs::read(&path).map_err(|e| format!("read {}: {e}", path.display()))?;
+    let sandbox: Sandbox = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+    drop(text);
+    let mut flags = CloneFlags::empty();
+    flags.set(CloneFlags::CLONE_NEWIPC, sandbox.ipc);
+    flags.set(CloneFlags::CLONE_NEWUTS, sandbox.hostname.is_some());
+    unshare(flags).map_err(|e| format!("make the pod's IPC and UTS namespaces: {e}"))?;
+    if let Some(name) = &sandbox.hostname {
+        nix::unistd::sethostname(name).map_err(|e| format!("set hostname {name:?}: {e}"))?;
+    }
+    set_sysctls(&sandbox)?;
+    if !sandbox.pid {
+        return Ok(None);
+    }
+    let reaper = start_reaper().map_err(|e| format!("make the pod's PID namespace: {e}"))?;
+    let start =
+        sys::process::start_time(reaper.pid).map_err(|e| format!("read the reaper's start time: {e}"))?;
+    record::write_pid(&dir.join("reaper.pid"), reaper.pid, start)
+        .map_err(|e| format!("write reaper.pid: {e}"))?;
+    Ok(Some(reaper))
+}
+
+fn start_reaper() -> io::Result<Reaper> {
+    match clone3(Clone { namespaces: libc::CLONE_NEWPID, ..Clone::default() })? {
+        Side::Parent { pid, pidfd } => Ok(Reaper { pid, pidfd }),
+        Side::Child => {
+            reap_for_ever();
+            sys::process::exit_now(1)
+        }
+    }
+}
+
+/// Init of the pod's PID namespace: orphans of all containers come here. It handles no signal, so only the kernel,
+/// its monitor and the node's root can end it, and with it everything in the namespace.
+fn reap_for_ever() {
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    let _ = nix::sys::prctl::set_name(c"corten-reaper");
+    if sys::inherit::close_all().is_err() {
+        return;
+    }
+    let children = SigSet::from(Signal::SIGCHLD);
+    loop {
+        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            if status == WaitStatus::StillAlive {
+                break;
+            }
+        }
+        // SIGCHLD is blocked: one that came since is still pending.
+        let _ = children.wait();
+    }
+}
+
+// ---- sysctls
+
+fn set_sysctls(sandbox: &Sandbox) -> Result<(), String> {
+    let mut net = BTreeMap::new();
+    for (name, value) in &sandbox.sysctls {
+        let path = sysctl_path(name).ok_or_else(|| format!("sysctl {name:?}: not a name of a sysctl"))?;
+        let own = match scope(&path) {
+            Some(Scope::Net) => sandbox.netns.is_some(),
+            Some(Scope::Ipc) => sandbox.ipc,
+            Some(Scope::Uts) => sandbox.hostname.is_some(),
+            None => {
+                return Err(format!("sysctl {name:?}: belongs to the node, not to a namespace of the pod"));
+            }
+        };
+        if !own {
+            return Err(format!("sysctl {name:?}: the pod uses the node's namespace"));
+        }
+        if scope(&path) == Some(Scope::Net) {
+            net.insert(path, value.as_str());
+        } else {
+            write_sysctl(&path, value)?;
+        }
+    }
+    match &sandbox.netns {
+        Some(netns) if !net.is_empty() => in_netns(netns, &net),
+        _ => Ok(()),
+    }
+}
+
+/// `net.ipv4.ip_forward` and `net/ipv4/ip_forward` are `net/ipv4/ip_forward`. As sysctl(8) does: whichever separator
+/// comes first separates, and the other one stands for itself (`net.ipv4.conf.eth0/1.forwarding`).
+fn sysctl_path(name: &str) -> Option<String> {
+    let first = name.chars().find(|c| matches!(c, '.' | '/'))?;
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    let path: String = if first == '.' { name.chars().map(swap).collect() } else { name.to_owned() };
+    let good = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+    path.split('/').all(good).then_some(path)
+}
+
+fn scope(path: &str) -> Option<Scope> {
+    const IPC: &[&str] =
+        &["kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/msg_next_id", "kernel/sem"];
+    const MORE_IPC: &[&str] = &["kernel/sem_next_id", "kernel/shm_next_id", "kernel/auto_msgmni"];
+    const SHM: &[&str] = &["kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_rmid_forced"];
+    match path {
+        _ if path.starts_with("net/") => Some(Scope::Net),
+        _ if path.starts_with("fs/mqueue/") => Some(Scope::Ipc),
+        _ if IPC.contains(&path) || MORE_IPC.contains(&path) || SHM.contains(&path) => Some(Scope::Ipc),
+        "kernel/hostname" | "kernel/domainname" => Some(Scope::Uts),
+        _ => None,
+    }
+}
+
+fn write_sysctl(path: &str, value: &str) -> Result<(), String> {
+    let file = Path::new("/proc/sys").join(path);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .and_then(|mut f| f.write_all(value.as_bytes()))
+        .map_err(|e| format!("sysctl {}: write {value:?}: {e}", path.replace('/', ".")))
+}
+
+/// Write sysctls from a child that has entered the network namespace; this process never does.
+fn in_netns(netns: &Path, sysctls: &BTreeMap<String, &str>) -> Result<(), String> {
+    let broken = |e: io::Error| format!("set net sysctls: {e}");
+    let (mut reader, writer) = io::pipe().map_err(broken)?;
+    match clone3(Clone::default()).map_err(broken)? {
+        Side::Child => {
+            let result =
+                enter(netns).and_then(|()| sysctls.iter().try_for_each(|(path, v)| write_sysctl(path, v)));
+            if let Err(message) = result {
+                let _ = (&writer).write_all(message.as_bytes());
+            }
+            sys::process::exit_now(0)
+        }
+        Side::Parent { pid, .. } => {
+            drop(writer);
+            let mut message = String::new();
+            reader.read_to_string(&mut message).map_err(broken)?;
+            sys::process::wait(pid, true).map_err(broken)?;
+            if message.is_empty() { Ok(()) } else { Err(message) }
+        }
+    }
+}
+
+fn enter(netns: &Path) -> Result<(), String> {
+    let file = File::open(netns).map_err(|e| format!("open network namespace {}: {e}", netns.display()))?;
+    setns(file, CloneFlags::CLONE_NEWNET)
+        .map_err(|e| format!("enter network namespace {}: {e}", netns.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctl_names() {
+        assert_eq!(sysctl_path("net.ipv4.ip_forward").as_deref(), Some("net/ipv4/ip_forward"));
+        assert_eq!(
+            sysctl_path("net/ipv4/conf/eth0.1/forwarding").as_deref(),
+            Some("net/ipv4/conf/eth0.1/forwarding")
+        );
+        assert_eq!(
+            sysctl_path("net.ipv4.conf.eth0/1.forwarding").as_deref(),
+            Some("net/ipv4/conf/eth0.1/forwarding")
+        );
+        for bad in ["", "net", "net..x", "/etc/passwd", "net/../../etc", "net.ipv4.", "net./.x"] {
+            let path = sysctl_path(bad);
+            assert!(
+                path.as_deref().is_none_or(|p| !p.contains("..") && !p.starts_with('/')),
+                "{bad}: {path:?}"
+            );
+        }
+        assert_eq!(sysctl_path("net/../../etc"), None);
+    }
+
+    #[test]
+    fn only_sysctls_of_namespaces() {
+        assert_eq!(scope("net/core/somaxconn"), Some(Scope::Net));
+        assert_eq!(scope("kernel/shmmax"), Some(Scope::Ipc));
+        assert_eq!(scope("fs/mqueue/msg_max"), Some(Scope::Ipc));
+        assert_eq!(scope("kernel/domainname"), Some(Scope::Uts));
+        assert_eq!(scope("vm/swappiness"), None);
+        assert_eq!(scope("kernel/core_pattern"), None);
+    }
+}
