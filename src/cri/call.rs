@@ -1,0 +1,152 @@
+//! What surrounds every call: its span, its own task, and a word when it takes long.
+//!
+//! Each call runs in a task of its own. A client that goes away (a kubelet that restarts, a deadline that passes)
+//! therefore never stops an operation half-way; it goes on to its end, and the repeated request joins it or finds it
+//! done. The task ends with the call; the engine's own deadlines bound it.
+//!
+//! Every error is logged here, once. Reads are traced at `debug` level, since the kubelet sends several a second;
+//! calls that change something at `info`.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use engine::step::{self, Step};
+use engine::{Error, Kind, Result};
+use tonic::{Response, Status};
+use tracing::{Instrument as _, Span, debug, info, warn};
+
+use crate::status;
+
+/// After how long a call is slow. Said again after twice that time, and so on.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// A span for a call that changes something; `sandbox` and `container` can be recorded later.
+macro_rules! change {
+    ($rpc:literal $(, $field:ident = $value:expr)*) => {
+        $crate::call::Call::change(tracing::info_span!(
+            "rpc", rpc = $rpc,
+            sandbox = tracing::field::Empty, container = tracing::field::Empty, image = tracing::field::Empty,
+        ))$(.with(stringify!($field), $value))*
+    };
+}
+
+/// A span for a call that only looks.
+macro_rules! read {
+    ($rpc:literal $(, $field:ident = $value:expr)*) => {
+        $crate::call::Call::read(tracing::debug_span!(
+            "rpc", rpc = $rpc,
+            sandbox = tracing::field::Empty, container = tracing::field::Empty, image = tracing::field::Empty,
+        ))$(.with(stringify!($field), $value))*
+    };
+}
+
+pub(crate) use {change, read};
+
+/// A call that is about to run.
+pub(crate) struct Call {
+    span: Span,
+    changes: bool,
+}
+
+impl Call {
+    /// One that changes something.
+    pub(crate) fn change(span: Span) -> Call {
+        Call { span, changes: true }
+    }
+
+    /// One that only looks.
+    pub(crate) fn read(span: Span) -> Call {
+        Call { span, changes: false }
+    }
+
+    /// The same with a field of its span filled in, unless that is empty.
+    pub(crate) fn with(self, field: &'static str, value: &str) -> Call {
+        if !value.is_empty() {
+            self.span.record(field, value);
+        }
+        self
+    }
+
+    /// Run a call to its end, whether or not the client waits for it.
+    pub(crate) async fn run<T, F>(self, work: F) -> std::result::Result<Response<T>, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let span = self.span.clone();
+        let task = tokio::spawn(watched(self.changes, work).instrument(span));
+        let answer = task.await.unwrap_or_else(|panic| {
+            let error = Error::because(Kind::Internal, "the call ended early", panic);
+            self.span.in_scope(|| warn!(error = %error.chain(), "call failed"));
+            Err(error)
+        });
+        answer.map(Response::new).map_err(|error| status::of(&error))
+    }
+}
+
+/// The id that a call has made, for its span.
+pub(crate) fn made(field: &'static str, id: &impl std::fmt::Display) {
+    Span::current().record(field, id.to_string());
+}
+
+async fn watched<T>(changes: bool, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let begun = Instant::now();
+    let at = Step::new();
+    let work = step::scope(at.clone(), work);
+    tokio::pin!(work);
+    let mut patience = SLOW;
+    let answer = loop {
+        tokio::select! {
+            answer = &mut work => break answer,
+            () = tokio::time::sleep(patience) => {
+                let (step, since) = at.now();
+                warn!(step, in_step = ?since, after = ?begun.elapsed(), "call takes long");
+                patience *= 2;
+            }
+        }
+    };
+    let took = begun.elapsed();
+    match &answer {
+        Ok(_) if changes => info!(?took, "done"),
+        Ok(_) => debug!(?took, "done"),
+        // the ordinary answer to a question about something that is gone
+        Err(error) if !changes && error.kind == Kind::NotFound => {
+            debug!(?took, error = %error.chain(), "not found")
+        }
+        Err(error) => warn!(?took, error = %error.chain(), "call failed"),
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::sync::Semaphore;
+
+    #[tokio::test]
+    async fn a_client_that_leaves_does_not_stop_the_work() {
+        let (begun, go, done) =
+            (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let (b, g, d) = (begun.clone(), go.clone(), done.clone());
+        let client = tokio::spawn(change!("Test").run(async move {
+            b.add_permits(1);
+            g.acquire().await.unwrap().forget();
+            d.add_permits(1);
+            Ok(())
+        }));
+        begun.acquire().await.unwrap().forget();
+        client.abort();
+        assert!(client.await.unwrap_err().is_cancelled());
+        go.add_permits(1);
+        let finished = tokio::time::timeout(Duration::from_secs(10), done.acquire()).await;
+        finished.expect("the work ends").unwrap().forget();
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error() {
+        let broken: std::result::Result<Response<()>, Status> =
+            read!("Test").run(async { panic!("boom") }).await;
+        assert_eq!(broken.unwrap_err().code(), tonic::Code::Internal);
+    }
+}

@@ -1,0 +1,276 @@
+//! RunPodSandbox.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use engine::Result;
+use engine::config::{Dns, PodConfig, PodName, PortMapping, Protocol};
+
+use super::{
+    absolute, enumeration, filled, handler, invalid, plain, required, resources, security, unsupported,
+};
+use crate::proto::runtime::v1 as wire;
+
+/// Longest name that the kernel takes as a host name.
+const HOSTNAME_MAX: usize = 64;
+
+/// The pod that a request asks for.
+pub(crate) fn run(request: wire::RunPodSandboxRequest) -> Result<PodConfig> {
+    let from = required(request.config, "config")?;
+    if from.windows.is_some() {
+        return Err(unsupported("config.windows", "Windows pods are"));
+    }
+    let linux = from.linux.unwrap_or_default();
+    let (security, namespaces) = security::pod(linux.security_context, "config.linux.security_context")?;
+    Ok(PodConfig {
+        name: name(from.metadata)?,
+        hostname: hostname(from.hostname)?,
+        log_directory: log_directory(from.log_directory)?,
+        dns: dns(from.dns_config)?,
+        port_mappings: port_mappings(from.port_mappings)?,
+        labels: from.labels,
+        annotations: from.annotations,
+        cgroup_parent: cgroup_parent(linux.cgroup_parent)?,
+        namespaces,
+        sysctls: linux.sysctls,
+        privileged: security.privileged,
+        security,
+        resources: resources::resources(linux.resources, "config.linux.resources")?,
+        overhead: resources::resources(linux.overhead, "config.linux.overhead")?,
+        runtime_handler: handler(request.runtime_handler, "runtime_handler")?,
+    })
+}
+
+fn name(from: Option<wire::PodSandboxMetadata>) -> Result<PodName> {
+    let from = required(from, "config.metadata")?;
+    Ok(PodName {
+        name: filled(from.name, "config.metadata.name")?,
+        uid: from.uid,
+        namespace: from.namespace,
+        attempt: from.attempt,
+    })
+}
+
+/// It goes into sethostname(2) and /etc/hostname.
+fn hostname(from: String) -> Result<String> {
+    if from.len() > HOSTNAME_MAX {
+        return Err(invalid("config.hostname", format_args!("{from:?} is longer than {HOSTNAME_MAX} bytes")));
+    }
+    if from.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') {
+        return Err(invalid("config.hostname", format_args!("{from:?} is not a host name")));
+    }
+    Ok(from)
+}
+
+fn log_directory(from: String) -> Result<PathBuf> {
+    if from.is_empty() {
+        return Ok(PathBuf::new());
+    }
+    absolute(from, "config.log_directory").map(PathBuf::from)
+}
+
+/// Each value becomes part of a line of resolv.conf, and must not become another line.
+fn dns(from: Option<wire::DnsConfig>) -> Result<Option<Dns>> {
+    let from = from.unwrap_or_default();
+    if from == wire::DnsConfig::default() {
+        return Ok(None);
+    }
+    for (list, name) in [(&from.servers, "servers"), (&from.searches, "searches"), (&from.options, "options")]
+    {
+        if let Some(at) = list.iter().position(|text| text.contains(char::is_control)) {
+            return Err(invalid(
+                format_args!("config.dns_config.{name}[{at}]"),
+                format_args!("{:?} contains a control character", list[at]),
+            ));
+        }
+    }
+    Ok(Some(Dns { servers: from.servers, searches: from.searches, options: from.options }))
+}
+
+fn port_mappings(from: Vec<wire::PortMapping>) -> Result<Vec<PortMapping>> {
+    let one = |(at, from): (usize, wire::PortMapping)| {
+        let field = format!("config.port_mappings[{at}]");
+        let container_port = port(from.container_port, &format!("{field}.container_port"))?;
+        let host_port = port(from.host_port, &format!("{field}.host_port"))?;
+        if host_port != 0 && container_port == 0 {
+            return Err(invalid(format_args!("{field}.container_port"), "missing"));
+        }
+        let protocol = match enumeration(from.protocol, &format!("{field}.protocol"))? {
+            wire::Protocol::Tcp => Protocol::Tcp,
+            wire::Protocol::Udp => Protocol::Udp,
+            wire::Protocol::Sctp => Protocol::Sctp,
+        };
+        Ok(PortMapping {
+            protocol,
+            container_port,
+            host_port,
+            host_ip: host_ip(&from.host_ip, &format!("{field}.host_ip"))?,
+        })
+    };
+    from.into_iter().enumerate().map(one).collect()
+}
+
+fn port(number: i32, field: &str) -> Result<u16> {
+    u16::try_from(number).map_err(|_| invalid(field, format_args!("{number} is not a port (0 to 65535)")))
+}
+
+fn host_ip(text: &str, field: &str) -> Result<Option<IpAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let address = text.parse().map_err(|_| invalid(field, format_args!("{text:?} is not an IP address")))?;
+    Ok(Some(address))
+}
+
+/// We make cgroups as directories, so a parent is a path; systemd's `a-b.slice` alone would be another cgroup.
+fn cgroup_parent(from: String) -> Result<String> {
+    const FIELD: &str = "config.linux.cgroup_parent";
+    plain(&from, FIELD)?;
+    if from.is_empty() { Ok(from) } else { absolute(from, FIELD) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::Kind;
+    use engine::config::{NamespaceMode, Resources};
+
+    fn metadata() -> Option<wire::PodSandboxMetadata> {
+        Some(wire::PodSandboxMetadata {
+            name: "web".into(),
+            uid: "u1".into(),
+            namespace: "default".into(),
+            attempt: 2,
+        })
+    }
+
+    fn config() -> wire::PodSandboxConfig {
+        wire::PodSandboxConfig { metadata: metadata(), ..Default::default() }
+    }
+
+    fn parse(config: wire::PodSandboxConfig) -> Result<PodConfig> {
+        run(wire::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() })
+    }
+
+    fn refusal(config: wire::PodSandboxConfig) -> String {
+        let error = parse(config).unwrap_err();
+        assert_eq!(error.kind, Kind::Invalid);
+        error.context
+    }
+
+    #[test]
+    fn the_least_that_makes_a_pod() {
+        let pod = parse(config()).unwrap();
+        assert_eq!((pod.name.name.as_str(), pod.name.attempt), ("web", 2));
+        assert_eq!((pod.dns, pod.cgroup_parent.as_str()), (None, ""));
+        assert_eq!(pod.resources, Resources::default());
+    }
+
+    #[test]
+    fn every_field_arrives() {
+        let one = |a: &str, b: &str| [(a.to_owned(), b.to_owned())].into();
+        let full = wire::PodSandboxConfig {
+            metadata: metadata(),
+            hostname: "web-0".into(),
+            log_directory: "/var/log/pods/web".into(),
+            dns_config: Some(wire::DnsConfig {
+                servers: vec!["10.0.0.10".into()],
+                searches: vec!["svc.local".into()],
+                options: vec!["ndots:5".into()],
+            }),
+            port_mappings: vec![wire::PortMapping {
+                protocol: wire::Protocol::Udp as i32,
+                container_port: 53,
+                host_port: 5353,
+                host_ip: "::1".into(),
+            }],
+            labels: one("l", "1"),
+            annotations: one("a", "2"),
+            linux: Some(wire::LinuxPodSandboxConfig {
+                cgroup_parent: "/kubepods/podu1".into(),
+                security_context: Some(wire::LinuxSandboxSecurityContext {
+                    privileged: true,
+                    namespace_options: Some(wire::NamespaceOption {
+                        network: wire::NamespaceMode::Node as i32,
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                sysctls: one("kernel.shm_rmid_forced", "1"),
+                overhead: Some(wire::LinuxContainerResources { cpu_shares: 2, ..Default::default() }),
+                resources: Some(wire::LinuxContainerResources { cpu_shares: 3, ..Default::default() }),
+            }),
+            windows: None,
+        };
+        let pod =
+            run(wire::RunPodSandboxRequest { config: Some(full), runtime_handler: "corten".into() }).unwrap();
+        assert_eq!((pod.hostname.as_str(), pod.log_directory), ("web-0", PathBuf::from("/var/log/pods/web")));
+        assert_eq!(pod.dns.unwrap().options, ["ndots:5"]);
+        let port = &pod.port_mappings[0];
+        assert_eq!((port.protocol, port.container_port, port.host_port), (Protocol::Udp, 53, 5353));
+        assert_eq!(port.host_ip, Some("::1".parse().unwrap()));
+        assert_eq!((pod.labels, pod.annotations), (one("l", "1"), one("a", "2")));
+        assert_eq!((pod.cgroup_parent.as_str(), pod.privileged), ("/kubepods/podu1", true));
+        assert_eq!(
+            (pod.namespaces.network, pod.sysctls),
+            (NamespaceMode::Node, one("kernel.shm_rmid_forced", "1"))
+        );
+        assert_eq!((pod.overhead.cpu_shares, pod.resources.cpu_shares), (2, 3));
+        assert_eq!(pod.runtime_handler, "corten");
+    }
+
+    #[test]
+    fn refusals_name_the_field() {
+        type C = wire::PodSandboxConfig;
+        let port = |container_port, host_port, host_ip: &str| C {
+            port_mappings: vec![wire::PortMapping {
+                container_port,
+                host_port,
+                host_ip: host_ip.into(),
+                protocol: 0,
+            }],
+            ..config()
+        };
+        let parent = |text: &str| C {
+            linux: Some(wire::LinuxPodSandboxConfig { cgroup_parent: text.into(), ..Default::default() }),
+            ..config()
+        };
+        for (config, expected) in [
+            (C::default(), "config.metadata: missing"),
+            (C { metadata: Some(Default::default()), ..config() }, "config.metadata.name: missing"),
+            (C { hostname: "a\nb".into(), ..config() }, "config.hostname: \"a\\nb\" is not a host name"),
+            (
+                C { log_directory: "logs".into(), ..config() },
+                "config.log_directory: \"logs\" is not an absolute path",
+            ),
+            (port(-1, 0, ""), "config.port_mappings[0].container_port: -1 is not a port (0 to 65535)"),
+            (port(80, 70_000, ""), "config.port_mappings[0].host_port: 70000 is not a port (0 to 65535)"),
+            (port(0, 80, ""), "config.port_mappings[0].container_port: missing"),
+            (
+                port(80, 80, "localhost"),
+                "config.port_mappings[0].host_ip: \"localhost\" is not an IP address",
+            ),
+            (parent("a.slice"), "config.linux.cgroup_parent: \"a.slice\" is not an absolute path"),
+            (parent("/a/../b"), "config.linux.cgroup_parent: \"/a/../b\" contains \"..\""),
+        ] {
+            assert_eq!(refusal(config), expected);
+        }
+        let request = wire::RunPodSandboxRequest { config: Some(config()), runtime_handler: "kata".into() };
+        let error = run(request).unwrap_err();
+        assert_eq!(error.context, "runtime_handler: no handler \"kata\" on this node (there is corten)");
+        assert_eq!(run(Default::default()).unwrap_err().context, "config: missing");
+    }
+
+    #[test]
+    fn a_name_server_cannot_add_lines_to_resolv_conf() {
+        let dns = wire::DnsConfig { servers: vec!["1.1.1.1\noptions debug".into()], ..Default::default() };
+        let text = refusal(wire::PodSandboxConfig { dns_config: Some(dns), ..config() });
+        assert!(text.starts_with("config.dns_config.servers[0]: "), "{text}");
+    }
+
+    #[test]
+    fn an_empty_dns_message_is_the_nodes() {
+        let pod = parse(wire::PodSandboxConfig { dns_config: Some(Default::default()), ..config() }).unwrap();
+        assert_eq!(pod.dns, None);
+    }
+}

@@ -1,0 +1,121 @@
+//! PodSandboxStatus and ListPodSandbox.
+
+use engine::config::{PodName, Strings};
+use engine::status::{PodState, PodStatus};
+
+use super::namespaces;
+use crate::proto::runtime::v1 as wire;
+
+/// One pod, with `info` when it was asked for.
+pub(crate) fn status(from: &PodStatus, info: Strings) -> wire::PodSandboxStatusResponse {
+    let mut ips = from.ips.iter().map(ToString::to_string);
+    let network = wire::PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default(),
+        additional_ips: ips.map(|ip| wire::PodIp { ip }).collect(),
+    };
+    let options = Some(namespaces(&from.config.namespaces));
+    let status = wire::PodSandboxStatus {
+        id: from.id.to_string(),
+        metadata: Some(metadata(&from.config.name)),
+        state: state(from.state),
+        created_at: from.created_at,
+        network: Some(network),
+        linux: Some(wire::LinuxPodSandboxStatus { namespaces: Some(wire::Namespace { options }) }),
+        labels: from.config.labels.clone(),
+        annotations: from.config.annotations.clone(),
+        runtime_handler: from.config.runtime_handler.clone(),
+    };
+    wire::PodSandboxStatusResponse { status: Some(status), info, ..Default::default() }
+}
+
+/// One pod in a list.
+pub(crate) fn item(from: &PodStatus) -> wire::PodSandbox {
+    wire::PodSandbox {
+        id: from.id.to_string(),
+        metadata: Some(metadata(&from.config.name)),
+        state: state(from.state),
+        created_at: from.created_at,
+        labels: from.config.labels.clone(),
+        annotations: from.config.annotations.clone(),
+        runtime_handler: from.config.runtime_handler.clone(),
+    }
+}
+
+fn metadata(from: &PodName) -> wire::PodSandboxMetadata {
+    wire::PodSandboxMetadata {
+        name: from.name.clone(),
+        uid: from.uid.clone(),
+        namespace: from.namespace.clone(),
+        attempt: from.attempt,
+    }
+}
+
+fn state(from: PodState) -> i32 {
+    match from {
+        PodState::Ready => wire::PodSandboxState::SandboxReady as i32,
+        PodState::NotReady => wire::PodSandboxState::SandboxNotready as i32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine::config::PodConfig;
+    use oci::PodId;
+
+    fn pod(ips: &[&str]) -> PodStatus {
+        let config = crate::parse::pod::run(wire::RunPodSandboxRequest {
+            config: Some(wire::PodSandboxConfig {
+                metadata: Some(wire::PodSandboxMetadata {
+                    name: "web".into(),
+                    uid: "u".into(),
+                    namespace: "n".into(),
+                    attempt: 3,
+                }),
+                labels: [("l".to_owned(), "1".to_owned())].into(),
+                annotations: [("a".to_owned(), "2".to_owned())].into(),
+                ..Default::default()
+            }),
+            runtime_handler: "corten".into(),
+        });
+        let config: PodConfig = config.unwrap();
+        PodStatus {
+            id: PodId::from_random([7; 32]),
+            config: config.into(),
+            state: PodState::NotReady,
+            created_at: 42,
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            pid: None,
+            netns: None,
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_comes_back() {
+        let answer = status(&pod(&["10.0.0.2", "fd00::2"]), [("pid".to_owned(), "1".to_owned())].into());
+        assert_eq!(answer.info["pid"], "1");
+        let status = answer.status.unwrap();
+        assert_eq!((status.id.len(), status.created_at, status.state), (64, 42, 1));
+        let metadata = status.metadata.unwrap();
+        assert_eq!((metadata.name.as_str(), metadata.attempt), ("web", 3));
+        assert_eq!((status.labels["l"].as_str(), status.annotations["a"].as_str()), ("1", "2"));
+        assert_eq!(status.runtime_handler, "corten");
+        let network = status.network.unwrap();
+        assert_eq!((network.ip.as_str(), network.additional_ips[0].ip.as_str()), ("10.0.0.2", "fd00::2"));
+    }
+
+    #[test]
+    fn a_pod_on_the_nodes_network_has_no_address() {
+        let network = status(&pod(&[]), Strings::new()).status.unwrap().network.unwrap();
+        assert_eq!((network.ip.as_str(), network.additional_ips.len()), ("", 0));
+    }
+
+    #[test]
+    fn a_list_says_the_same_as_the_status() {
+        let pod = pod(&[]);
+        let (item, status) = (item(&pod), status(&pod, Strings::new()).status.unwrap());
+        assert_eq!((item.id, item.metadata, item.state), (status.id, status.metadata, status.state));
+        assert_eq!((item.labels, item.annotations), (status.labels, status.annotations));
+        assert_eq!((item.created_at, item.runtime_handler), (status.created_at, status.runtime_handler));
+    }
+}

@@ -1,0 +1,404 @@
+//! The RuntimeService: each handler parses, calls the engine, renders.
+//!
+//! Calls that later versions answer are refused by name at the end of this file.
+
+use std::sync::Arc;
+
+use engine::{Engine, Result};
+use tonic::{Request, Response, Status};
+
+use crate::call::{change, made, read};
+use crate::proto::runtime::v1::runtime_service_server::RuntimeService;
+use crate::proto::runtime::v1::*;
+use crate::status::{self, later};
+use crate::streams::{Items, stream};
+use crate::{Info, parse, render};
+
+/// Answers for pods and containers.
+pub(crate) struct Runtime {
+    engine: Engine,
+    info: Arc<Info>,
+}
+
+impl Runtime {
+    /// Answers from the engine; `info` is what it says about itself.
+    pub(crate) fn new(engine: Engine, info: Info) -> Runtime {
+        Runtime { engine, info: Arc::new(info) }
+    }
+
+    fn listed_pods(&self, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>> {
+        let pods = self.engine.list_pods(&parse::filter::pods(filter)?);
+        Ok(pods.iter().map(render::pod::item).collect())
+    }
+
+    fn listed_containers(&self, filter: Option<ContainerFilter>) -> Result<Vec<Container>> {
+        let containers = self.engine.list_containers(&parse::filter::containers(filter)?);
+        Ok(containers.iter().map(render::container::item).collect())
+    }
+}
+
+/// The figures of the containers that match.
+async fn listed_stats(engine: &Engine, filter: Option<ContainerStatsFilter>) -> Vec<ContainerStats> {
+    let used = engine.list_usage(&parse::filter::stats(filter)).await;
+    used.iter().map(|(status, usage)| render::stats::container(status, usage)).collect()
+}
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+/// What lists answer: at once, without a task, a span or a log line, for the kubelet asks every second.
+fn at_once<T>(answer: Result<T>) -> Answer<T> {
+    answer.map(Response::new).map_err(|error| status::of(&error))
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
+        at_once(Ok(render::node::version(&self.info)))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        let (verbose, engine, info) = (request.into_inner().verbose, self.engine.clone(), self.info.clone());
+        read!("Status")
+            .run(async move { Ok(render::node::status(engine.status().await, &info, verbose)) })
+            .await
+    }
+
+    async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
+        at_once(Ok(render::node::runtime_config()))
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        change!("RunPodSandbox")
+            .run(async move {
+                let config = parse::pod::run(request)?;
+                tracing::debug!(name = ?config.name, "asked for");
+                let id = engine.run_pod(config).await?;
+                made("sandbox", &id);
+                Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
+            })
+            .await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Answer<StopPodSandboxResponse> {
+        let (id, engine) = (request.into_inner().pod_sandbox_id, self.engine.clone());
+        change!("StopPodSandbox", sandbox = &id)
+            .run(async move {
+                engine.stop_pod(&parse::filled(id, "pod_sandbox_id")?).await?;
+                Ok(StopPodSandboxResponse {})
+            })
+            .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Answer<RemovePodSandboxResponse> {
+        let (id, engine) = (request.into_inner().pod_sandbox_id, self.engine.clone());
+        change!("RemovePodSandbox", sandbox = &id)
+            .run(async move {
+                engine.remove_pod(&parse::filled(id, "pod_sandbox_id")?).await?;
+                Ok(RemovePodSandboxResponse {})
+            })
+            .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Answer<PodSandboxStatusResponse> {
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        read!("PodSandboxStatus", sandbox = &request.pod_sandbox_id)
+            .run(async move {
+                let id = parse::filled(request.pod_sandbox_id, "pod_sandbox_id")?;
+                let status = engine.pod_status(&id)?;
+                let info = if request.verbose { engine.verbose_pod(&id)? } else { Default::default() };
+                Ok(render::pod::status(&status, info))
+            })
+            .await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Answer<ListPodSandboxResponse> {
+        at_once(self.listed_pods(request.into_inner().filter).map(|items| ListPodSandboxResponse { items }))
+    }
+
+    type StreamPodSandboxesStream = Items<StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        let pods = self.listed_pods(request.into_inner().filter).map_err(|error| status::of(&error))?;
+        Ok(stream(pods, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        change!("CreateContainer", sandbox = &request.pod_sandbox_id)
+            .run(async move {
+                let (pod, config) = parse::container::create(request)?;
+                tracing::debug!(
+                    name = config.name,
+                    attempt = config.attempt,
+                    image = config.image,
+                    "asked for"
+                );
+                let id = engine.create_container(&pod, config).await?;
+                made("container", &id);
+                Ok(CreateContainerResponse { container_id: id.into() })
+            })
+            .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Answer<StartContainerResponse> {
+        let (id, engine) = (request.into_inner().container_id, self.engine.clone());
+        change!("StartContainer", container = &id)
+            .run(async move {
+                engine.start_container(&parse::filled(id, "container_id")?).await?;
+                Ok(StartContainerResponse {})
+            })
+            .await
+    }
+
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        change!("StopContainer", container = &request.container_id)
+            .run(async move {
+                let (id, grace) = parse::container::stop(request)?;
+                engine.stop_container(&id, grace).await?;
+                Ok(StopContainerResponse {})
+            })
+            .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Answer<RemoveContainerResponse> {
+        let (id, engine) = (request.into_inner().container_id, self.engine.clone());
+        change!("RemoveContainer", container = &id)
+            .run(async move {
+                engine.remove_container(&parse::filled(id, "container_id")?).await?;
+                Ok(RemoveContainerResponse {})
+            })
+            .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Answer<ListContainersResponse> {
+        let containers = self.listed_containers(request.into_inner().filter);
+        at_once(containers.map(|containers| ListContainersResponse { containers }))
+    }
+
+    type StreamContainersStream = Items<StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        let containers =
+            self.listed_containers(request.into_inner().filter).map_err(|error| status::of(&error))?;
+        Ok(stream(containers, |containers| StreamContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Answer<ContainerStatusResponse> {
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        read!("ContainerStatus", container = &request.container_id)
+            .run(async move {
+                let id = parse::filled(request.container_id, "container_id")?;
+                let status = engine.container_status(&id)?;
+                let info =
+                    if request.verbose { engine.verbose_container(&id).await? } else { Default::default() };
+                Ok(render::container::status(&status, info))
+            })
+            .await
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<UpdateContainerResourcesRequest>,
+    ) -> Answer<UpdateContainerResourcesResponse> {
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        change!("UpdateContainerResources", container = &request.container_id)
+            .run(async move {
+                let (id, resources, annotations) = parse::resources::update(request)?;
+                engine.update_resources(&id, resources, annotations).await?;
+                Ok(UpdateContainerResourcesResponse {})
+            })
+            .await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Answer<ReopenContainerLogResponse> {
+        let (id, engine) = (request.into_inner().container_id, self.engine.clone());
+        change!("ReopenContainerLog", container = &id)
+            .run(async move {
+                engine.reopen_log(&parse::filled(id, "container_id")?).await?;
+                Ok(ReopenContainerLogResponse {})
+            })
+            .await
+    }
+
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        read!("ExecSync", container = &request.container_id)
+            .run(async move {
+                let (id, command, deadline) = parse::container::exec(request)?;
+                let output = engine.exec_sync(&id, command, deadline).await?;
+                Ok(ExecSyncResponse {
+                    stdout: output.stdout,
+                    stderr: output.stderr,
+                    exit_code: output.exit_code,
+                })
+            })
+            .await
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<ContainerStatsRequest>,
+    ) -> Answer<ContainerStatsResponse> {
+        let (id, engine) = (request.into_inner().container_id, self.engine.clone());
+        read!("ContainerStats", container = &id)
+            .run(async move {
+                let id = parse::filled(id, "container_id")?;
+                let (status, usage) = (engine.container_status(&id)?, engine.container_usage(&id).await?);
+                Ok(ContainerStatsResponse { stats: Some(render::stats::container(&status, &usage)) })
+            })
+            .await
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        let (filter, engine) = (request.into_inner().filter, self.engine.clone());
+        read!("ListContainerStats")
+            .run(async move { Ok(ListContainerStatsResponse { stats: listed_stats(&engine, filter).await }) })
+            .await
+    }
+
+    type StreamContainerStatsStream = Items<StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        let stats = listed_stats(&self.engine, request.into_inner().filter).await;
+        Ok(stream(stats, |container_stats| StreamContainerStatsResponse { container_stats }))
+    }
+
+    // -------------------------------------------------------------------------------------------- later versions
+
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Answer<UpdateRuntimeConfigResponse> {
+        Err(later("UpdateRuntimeConfig"))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        _: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<UpdatePodSandboxResourcesResponse> {
+        Err(later("UpdatePodSandboxResources"))
+    }
+
+    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
+        Err(later("Exec"))
+    }
+
+    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
+        Err(later("Attach"))
+    }
+
+    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        Err(later("PortForward"))
+    }
+
+    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
+        Err(later("PodSandboxStats"))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        _: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        Err(later("ListPodSandboxStats"))
+    }
+
+    type StreamPodSandboxStatsStream = Items<StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        _: Request<StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        Err(later("StreamPodSandboxStats"))
+    }
+
+    type GetContainerEventsStream = Items<ContainerEventResponse>;
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        Err(later("GetContainerEvents"))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        Err(later("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        Err(later("ListPodSandboxMetrics"))
+    }
+
+    type StreamPodSandboxMetricsStream = Items<StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        Err(later("StreamPodSandboxMetrics"))
+    }
+
+    async fn checkpoint_container(
+        &self,
+        _: Request<CheckpointContainerRequest>,
+    ) -> Answer<CheckpointContainerResponse> {
+        Err(later("CheckpointContainer"))
+    }
+
+    async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
+        Err(later("CheckpointPod"))
+    }
+
+    async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Answer<RestorePodResponse> {
+        Err(later("RestorePod"))
+    }
+}

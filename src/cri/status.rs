@@ -1,0 +1,71 @@
+//! Errors as clients see them: the only place where a gRPC status is made.
+//!
+//! The message is the whole chain of causes, because it is all that a client gets; our own log has the same text
+//! with the request's span around it. Deadlines of ours are DEADLINE_EXCEEDED, so that a client can tell them from
+//! CANCELLED, which is what it gets when its own deadline passes.
+
+use engine::{Error, Kind};
+use tonic::{Code, Status};
+
+/// The status for an error of the engine.
+pub(crate) fn of(error: &Error) -> Status {
+    Status::new(code(error.kind), error.chain())
+}
+
+/// The status for a call that this version does not answer.
+pub(crate) fn later(rpc: &str) -> Status {
+    Status::unimplemented(format!("{rpc}: not supported yet"))
+}
+
+fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::NotFound => Code::NotFound,
+        Kind::Exists => Code::AlreadyExists,
+        Kind::Invalid => Code::InvalidArgument,
+        Kind::WrongState => Code::FailedPrecondition,
+        Kind::Unsupported => Code::Unimplemented,
+        Kind::Deadline => Code::DeadlineExceeded,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_code() {
+        for (kind, code) in [
+            (Kind::NotFound, Code::NotFound),
+            (Kind::Exists, Code::AlreadyExists),
+            (Kind::Invalid, Code::InvalidArgument),
+            (Kind::WrongState, Code::FailedPrecondition),
+            (Kind::Unsupported, Code::Unimplemented),
+            (Kind::Deadline, Code::DeadlineExceeded),
+            (Kind::Unavailable, Code::Unavailable),
+            (Kind::Internal, Code::Internal),
+        ] {
+            assert_eq!(of(&Error::new(kind, "what")).code(), code, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn the_message_has_every_cause() {
+        let cause = std::io::Error::from_raw_os_error(2);
+        let error = Error::because(Kind::Internal, "start container 3f: exec /bin/nothing", cause);
+        assert_eq!(
+            of(&error).message(),
+            "start container 3f: exec /bin/nothing: No such file or directory (os error 2)"
+        );
+    }
+
+    #[test]
+    fn what_comes_later_is_named() {
+        let status = later("PortForward");
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unimplemented, "PortForward: not supported yet")
+        );
+    }
+}
