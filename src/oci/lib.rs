@@ -7,6 +7,7 @@ pub mod id;
 pub mod media;
 pub mod platform;
 pub mod reference;
+pub mod runtime;
 pub mod seccomp;
 mod seccomp_file;
 mod seccomp_table;

@@ -1,0 +1,309 @@
+//! Checks of a runtime-spec `config.json`: what is wrong in it, and what this runtime knows but cannot do.
+//!
+//! Nothing that is known is ever ignored: a field stands in one of three places, the executor's steps, the
+//! list of refusals here, or the short list below of fields that mean nothing on Linux. Values that only the
+//! kernel can judge (paths that exist, limits that it takes) are left to the steps.
+//!
+//! Means nothing here: `annotations` (handed to hooks), `process.user.username` (Windows).
+
+use std::collections::HashSet;
+use std::path::{Component, Path};
+
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec,
+};
+
+/// What is wrong with a config.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// It says something that has no meaning.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// The field, as `linux.namespaces`.
+        field: String,
+        /// What it should be.
+        why: String,
+    },
+    /// It asks for something that this runtime cannot do.
+    #[error("{field}: not supported: {why}")]
+    Unsupported {
+        /// The field.
+        field: String,
+        /// What exactly.
+        why: String,
+    },
+}
+
+fn invalid(field: impl Into<String>, why: impl Into<String>) -> Problem {
+    Problem::Invalid { field: field.into(), why: why.into() }
+}
+
+fn unsupported(field: impl Into<String>, why: impl Into<String>) -> Problem {
+    Problem::Unsupported { field: field.into(), why: why.into() }
+}
+
+fn demand(holds: bool, field: &str, why: &str) -> Result<(), Problem> {
+    if holds { Ok(()) } else { Err(invalid(field, why)) }
+}
+
+fn refuse(present: bool, field: &str, why: &str) -> Result<(), Problem> {
+    if present { Err(unsupported(field, why)) } else { Ok(()) }
+}
+
+/// Check a whole config: what has to be there is there, what is there has a meaning and can be done.
+pub fn check(spec: &Spec) -> Result<(), Problem> {
+    demand(spec.version().starts_with("1."), "ociVersion", "must be 1.x")?;
+    let root = spec.root().as_ref().ok_or_else(|| invalid("root", "is missing"))?;
+    demand(!root.path().as_os_str().is_empty(), "root.path", "is empty")?;
+    refuse(spec.solaris().is_some(), "solaris", "this is Linux")?;
+    refuse(spec.windows().is_some(), "windows", "this is Linux")?;
+    refuse(spec.vm().is_some(), "vm", "containers are processes here")?;
+    refuse(spec.zos().is_some(), "zos", "this is Linux")?;
+    check_process(spec.process().as_ref().ok_or_else(|| invalid("process", "is missing"))?)?;
+    let linux = spec.linux().as_ref().ok_or_else(|| invalid("linux", "is missing"))?;
+    check_linux(linux)?;
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        check_mount(index, mount)?;
+    }
+    let uts = has_namespace(linux, LinuxNamespaceType::Uts);
+    demand(spec.hostname().is_none() || uts, "hostname", "needs a uts namespace")?;
+    demand(spec.domainname().is_none() || uts, "domainname", "needs a uts namespace")?;
+    check_hooks(spec.hooks().as_ref())
+}
+
+/// Check a process: of a config, or one that is to be exec'd.
+pub fn check_process(process: &Process) -> Result<(), Problem> {
+    demand(process.args().as_ref().is_some_and(|a| !a.is_empty()), "process.args", "is empty")?;
+    demand(process.cwd().is_absolute(), "process.cwd", "must be an absolute path")?;
+    let env = process.env().iter().flatten();
+    for text in process.args().iter().flatten().chain(env) {
+        demand(!text.contains('\0'), "process", "a zero byte in args or env")?;
+    }
+    refuse(process.command_line().is_some(), "process.commandLine", "Windows only")?;
+    refuse(process.io_priority().is_some(), "process.ioPriority", "I/O priorities are not set yet")?;
+    refuse(process.scheduler().is_some(), "process.scheduler", "scheduling classes are not set yet")?;
+    refuse(process.exec_cpu_affinity().is_some(), "process.execCPUAffinity", "affinities are not set yet")?;
+    let mut seen = HashSet::new();
+    for limit in process.rlimits().iter().flatten() {
+        demand(seen.insert(limit.typ() as u32), "process.rlimits", "a type stands there twice")?;
+        demand(limit.soft() <= limit.hard(), "process.rlimits", "a soft limit is above its hard limit")?;
+    }
+    let umask = process.user().umask();
+    demand(umask.is_none_or(|mask| mask <= 0o777), "process.user.umask", "must be at most 0777")
+}
+
+fn has_namespace(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+    linux.namespaces().iter().flatten().any(|n| n.typ() == kind)
+}
+
+fn check_linux(linux: &Linux) -> Result<(), Problem> {
+    refuse(linux.net_devices().is_some(), "linux.netDevices", "devices are not moved yet")?;
+    refuse(filled(linux.uid_mappings()), "linux.uidMappings", "user namespaces")?;
+    refuse(filled(linux.gid_mappings()), "linux.gidMappings", "user namespaces")?;
+    refuse(linux.time_offsets().is_some(), "linux.timeOffsets", "time namespaces")?;
+    refuse(linux.intel_rdt().is_some(), "linux.intelRdt", "resource director technology")?;
+    refuse(linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies")?;
+    refuse(linux.personality().is_some(), "linux.personality", "execution domains")?;
+    check_namespaces(linux)?;
+    check_sysctls(linux)?;
+    if let Some(path) = linux.cgroups_path() {
+        check_cgroups_path(path)?;
+    }
+    let propagation = linux.rootfs_propagation().as_deref().unwrap_or("");
+    let known =
+        ["", "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable"];
+    demand(
+        known.contains(&propagation),
+        "linux.rootfsPropagation",
+        "must be private, slave, shared or unbindable",
+    )?;
+    for path in linux.masked_paths().iter().chain(linux.readonly_paths()).flatten() {
+        demand(path.starts_with('/'), "linux.maskedPaths, readonlyPaths", "must be absolute paths")?;
+    }
+    for device in linux.devices().iter().flatten() {
+        demand(device.path().is_absolute(), "linux.devices", "a path is not absolute")?;
+        demand(device.major() >= 0 && device.minor() >= 0, "linux.devices", "a number is negative")?;
+    }
+    linux.seccomp().as_ref().map_or(Ok(()), check_seccomp)
+}
+
+fn filled<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_some_and(|l| !l.is_empty())
+}
+
+fn check_namespaces(linux: &Linux) -> Result<(), Problem> {
+    let field = "linux.namespaces";
+    let mut seen = HashSet::new();
+    for namespace in linux.namespaces().iter().flatten() {
+        let kind = namespace.typ();
+        if !seen.insert(kind as u32) {
+            return Err(invalid(field, format!("{kind} stands there twice")));
+        }
+        refuse(kind == LinuxNamespaceType::User, field, "user namespaces")?;
+        refuse(kind == LinuxNamespaceType::Time, field, "time namespaces")?;
+        let joined = namespace.path().as_ref().filter(|p| !p.as_os_str().is_empty());
+        demand(joined.is_none_or(|p| p.is_absolute()), field, "a path is not absolute")?;
+        let mount = kind == LinuxNamespaceType::Mount && joined.is_some();
+        refuse(mount, field, "joining a mount namespace while a root is to be made in it")?;
+    }
+    let own = has_namespace(linux, LinuxNamespaceType::Mount);
+    refuse(!own, field, "a container without a mount namespace of its own")
+}
+
+/// Which namespace keeps a sysctl apart from the node's; `None`: none does.
+pub fn sysctl_namespace(name: &str) -> Option<LinuxNamespaceType> {
+    const IPC: [&str; 9] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+        "kernel.auto_msgmni",
+    ];
+    let dotted = name.replace('/', ".");
+    match dotted.as_str() {
+        n if IPC.contains(&n) || n.starts_with("fs.mqueue.") => Some(LinuxNamespaceType::Ipc),
+        n if n.starts_with("net.") => Some(LinuxNamespaceType::Network),
+        "kernel.domainname" | "kernel.hostname" => Some(LinuxNamespaceType::Uts),
+        n if n.starts_with("user.") => Some(LinuxNamespaceType::User),
+        _ => None,
+    }
+}
+
+fn check_sysctls(linux: &Linux) -> Result<(), Problem> {
+    for name in linux.sysctl().iter().flatten().map(|(name, _)| name) {
+        let field = format!("linux.sysctl {name}");
+        let Some(kind) = sysctl_namespace(name) else {
+            return Err(invalid(field, "is not in a namespace: it would change the whole node"));
+        };
+        let parts = |part: &str| !part.is_empty() && part != ".." && !part.contains('\0');
+        demand(name.split('/').all(parts), &field, "is not a name")?;
+        if !has_namespace(linux, kind) {
+            return Err(invalid(field, format!("needs a {kind} namespace")));
+        }
+    }
+    Ok(())
+}
+
+fn check_cgroups_path(path: &Path) -> Result<(), Problem> {
+    let field = "linux.cgroupsPath";
+    let text = path.to_str().ok_or_else(|| invalid(field, "is not UTF-8"))?;
+    refuse(
+        text.split(':').count() == 3 && !text.starts_with('/'),
+        field,
+        "the systemd form slice:prefix:name",
+    )?;
+    let plain = path.components().all(|c| matches!(c, Component::Normal(_) | Component::RootDir));
+    demand(plain && path.file_name().is_some(), field, "must be a plain path below the root")
+}
+
+fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), Problem> {
+    let field = "linux.seccomp";
+    let actions = seccomp.syscalls().iter().flatten().map(|s| s.action());
+    let notify = actions.chain([seccomp.default_action()]).any(|a| a == LinuxSeccompAction::ScmpActNotify);
+    refuse(notify, field, "SCMP_ACT_NOTIFY (a listener process)")?;
+    refuse(seccomp.listener_path().is_some(), "linux.seccomp.listenerPath", "a listener process")?;
+    refuse(seccomp.listener_metadata().is_some(), "linux.seccomp.listenerMetadata", "a listener process")?;
+    for call in seccomp.syscalls().iter().flatten() {
+        demand(!call.names().is_empty(), field, "a rule without names")?;
+        let args = call.args().iter().flatten();
+        demand(args.clone().all(|a| a.index() < 6), field, "system calls have six arguments")?;
+    }
+    Ok(())
+}
+
+fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
+    let field = format!("mounts[{index}] {}", mount.destination().display());
+    demand(mount.destination().is_absolute(), &field, "destination must be an absolute path")?;
+    let root = mount.destination() == Path::new("/");
+    let overlay = index == 0 && mount.typ().as_deref() == Some("overlay");
+    demand(!root || overlay, &field, "only a first entry of type overlay can be the root")?;
+    refuse(mount.uid_mappings().is_some() || mount.gid_mappings().is_some(), &field, "idmapped mounts")?;
+    let mut options = mount.options().iter().flatten();
+    refuse(options.any(|o| o == "idmap" || o == "ridmap"), &field, "idmapped mounts")
+}
+
+fn check_hooks(hooks: Option<&Hooks>) -> Result<(), Problem> {
+    let Some(hooks) = hooks else { return Ok(()) };
+    let prestart = hooks.prestart();
+    let lists = [
+        ("prestart", prestart),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (name, list) in lists {
+        for hook in list.iter().flatten() {
+            let field = format!("hooks.{name}");
+            demand(hook.path().is_absolute(), &field, "path must be absolute")?;
+            demand(hook.timeout().is_none_or(|t| t > 0), &field, "timeout must be positive")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(change: impl Fn(&mut serde_json::Value)) -> Result<(), Problem> {
+        let mut json = serde_json::json!({
+            "ociVersion": "1.2.0",
+            "root": {"path": "rootfs"},
+            "process": {"args": ["/bin/true"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [{"type": "mount"}, {"type": "uts"}, {"type": "ipc"}]}
+        });
+        change(&mut json);
+        check(&serde_json::from_value(json).unwrap())
+    }
+
+    #[test]
+    fn a_plain_config_passes() {
+        parse(|_| ()).unwrap();
+        parse(|j| j["hostname"] = "box".into()).unwrap();
+        parse(|j| j["linux"]["sysctl"] = serde_json::json!({"kernel.shmmax": "1"})).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        type Change = fn(&mut serde_json::Value);
+        let table: [(&str, Change); 14] = [
+            ("linux.namespaces", |j| {
+                j["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}, {"type": "user"}])
+            }),
+            ("linux.namespaces", |j| j["linux"]["namespaces"] = serde_json::json!([])),
+            ("linux.sysctl kernel.panic", |j| {
+                j["linux"]["sysctl"] = serde_json::json!({"kernel.panic": "1"})
+            }),
+            ("linux.sysctl net.core.somaxconn", |j| {
+                j["linux"]["sysctl"] = serde_json::json!({"net.core.somaxconn": "1"});
+            }),
+            ("linux.cgroupsPath", |j| j["linux"]["cgroupsPath"] = "/a/../b".into()),
+            ("linux.cgroupsPath", |j| j["linux"]["cgroupsPath"] = "a.slice:b:c".into()),
+            ("linux.intelRdt", |j| j["linux"]["intelRdt"] = serde_json::json!({})),
+            ("process.args", |j| j["process"]["args"] = serde_json::json!([])),
+            ("process.cwd", |j| j["process"]["cwd"] = "tmp".into()),
+            ("process.scheduler", |j| {
+                j["process"]["scheduler"] = serde_json::json!({"policy": "SCHED_FIFO"})
+            }),
+            ("root", |j| {
+                j.as_object_mut().unwrap().remove("root");
+            }),
+            ("mounts[0] proc", |j| j["mounts"][0]["destination"] = "proc".into()),
+            ("linux.seccomp", |j| {
+                j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"});
+            }),
+            ("hooks.poststop", |j| j["hooks"] = serde_json::json!({"poststop": [{"path": "x"}]})),
+        ];
+        for (field, change) in table {
+            let problem = parse(change).unwrap_err().to_string();
+            assert!(problem.starts_with(field), "{problem:?} should start with {field:?}");
+        }
+    }
+}
