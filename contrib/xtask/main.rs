@@ -1,2 +1,146 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: the project's own commands, for people and for CI.
+//!
+//! | command | what | modules |
+//! |---|---|---|
+//! | `demo` | shows the project in a minute | `demo` |
+//! | `test` | everything that must pass | `test`, `report` |
+//! | `node` | a throw-away node to try things in | `node`, `inside`, `vm` |
+//! | `bench` | figures, beside peers | `bench` |
+//! | `install`, `build` | the parts of it | `install`, `programs`, `tools`, `images` |
+//!
+//! What is made from what:
+//!
+//! ```text
+//! install ─▶ programs ─┐
+//!        ├─▶ tools ────┼─▶ Kit ─▶ node ─▶ inside (namespaces, registry, daemon, command, leak check)
+//!        └─▶ images ───┘            └▶ vm ─▶ inside, in the guest
+//! ```
+//!
+//! It has few dependencies, so that it compiles in seconds.
+
+#![forbid(unsafe_code)]
+
+mod archive;
+mod busybox;
+mod cgroup;
+mod cni;
+mod command;
+mod daemon;
+mod images;
+mod inside;
+mod install;
+mod node;
+mod paths;
+mod programs;
+mod push;
+mod registry;
+mod scratch;
+mod tools;
+mod vm;
+mod watch;
+mod world;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use lexopt::{Arg, Parser};
+
+use crate::programs::Profile;
+
+const USAGE: &str = "\
+usage: cargo xtask demo
+       cargo xtask test  [--only SUITE]… [--report DIR]
+       cargo xtask node  [--config FILE]… [--cni official] [--vm uml|qemu] [--share DIR]… [--out DIR] [--tmpfs] [--debug] [-- COMMAND…]
+       cargo xtask bench [--json FILE] [--against cri=SOCKET]… [--against oci=PATH]…
+       cargo xtask install | build";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<i32> {
+    let mut arguments = std::env::args_os().skip(1);
+    let verb = arguments.next().unwrap_or_default();
+    let rest: Vec<OsString> = arguments.collect();
+    match verb.to_str().unwrap_or_default() {
+        "node" => {
+            let options = node_options(rest)?;
+            node::run(&node::kit(options.profile)?, &options)
+        }
+        "inside" => inside::run(&inside_options(rest)?),
+        "install" => install::all().map(|()| 0),
+        "build" => programs::build(Profile::Release).map(|dir| println!("{}", dir.display())).map(|()| 0),
+        _ => bail!("{USAGE}"),
+    }
+}
+
+/// The words after `--` are the command.
+fn split(mut words: Vec<OsString>) -> (Vec<OsString>, Vec<OsString>) {
+    let at = words.iter().position(|word| word == "--").unwrap_or(words.len());
+    let command = words.split_off(at);
+    (words, command.into_iter().skip(1).collect())
+}
+
+fn node_options(words: Vec<OsString>) -> Result<node::Options> {
+    let (flags, command) = split(words);
+    let mut options = node::Options { command, ..node::Options::default() };
+    let mut parser = Parser::from_args(flags);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("config") => options.config.push(parser.value()?.into()),
+            Arg::Long("cni") => options.official_cni = official(&parser.value()?)?,
+            Arg::Long("vm") => match parser.value()?.into_string().as_deref() {
+                Ok(kind @ ("uml" | "qemu")) => options.vm = Some(kind.to_owned()),
+                _ => bail!("--vm is uml or qemu"),
+            },
+            Arg::Long("share") => options.shares.push(parser.value()?.into()),
+            Arg::Long("out") => options.out = Some(parser.value()?.into()),
+            Arg::Long("tmpfs") => options.tmpfs = true,
+            Arg::Long("debug") => options.profile = Profile::Dev,
+            other => bail!("{}\n{USAGE}", other.unexpected()),
+        }
+    }
+    Ok(options)
+}
+
+fn inside_options(words: Vec<OsString>) -> Result<inside::Inside> {
+    let (flags, command) = split(words);
+    let mut parser = Parser::from_args(flags);
+    let (mut dir, mut out) = (None, None);
+    let (mut config, mut official_cni, mut tmpfs) = (Vec::new(), false, false);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Value(value) if dir.is_none() => dir = Some(PathBuf::from(value)),
+            Arg::Long("config") => config.push(parser.value()?.into()),
+            Arg::Long("cni") => official_cni = official(&parser.value()?)?,
+            Arg::Long("tmpfs") => tmpfs = true,
+            Arg::Long("out") => out = Some(parser.value()?.into()),
+            other => bail!("{}", other.unexpected()),
+        }
+    }
+    let dir = dir.context("inside: no directory")?;
+    Ok(inside::Inside {
+        out: out.unwrap_or_else(|| dir.join("out")),
+        dir,
+        config,
+        official_cni,
+        tmpfs,
+        command,
+    })
+}
+
+fn official(value: &OsString) -> Result<bool> {
+    match value.to_str() {
+        Some("official") => Ok(true),
+        Some("corten") => Ok(false),
+        _ => bail!("--cni is official or corten"),
+    }
+}

@@ -1,0 +1,261 @@
+//! `xtask inside`: a throw-away node, seen from inside. It is the whole life of one: namespaces, network, registry,
+//! daemon, command, and the way back.
+//!
+//! ```text
+//! DIR/kit/                 what it is made from (crate::paths::Kit)
+//! DIR/state/  DIR/run/     the daemon's roots; run is a tmpfs, with the socket, the pid file and netns/ in it
+//! DIR/config/              daemon configuration, certs.d with the registry as everyone's mirror, CNI configuration
+//! OUT/                     daemon.log, leaks.txt, and what the command leaves
+//! ```
+//!
+//! The command sees CONTAINER_RUNTIME_ENDPOINT, IMAGE_SERVICE_ENDPOINT, OUT, CORTEN_PIDFILE, CORTEN_NODE (DIR), and finds
+//! crictl, the project's programs and the suites in PATH. One process, single-threaded: it is everyone's subreaper, starts a daemon that died
+//! again as systemd would, and takes the signals.
+//!
+//! Must never happen: that it returns while something of the node still runs, or that something is left without being named.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::Pid;
+
+use crate::command::{command, last_lines, quiet};
+use crate::daemon::Daemon;
+use crate::paths::Kit;
+use crate::registry::{self, NODE_PORT};
+use crate::watch::{self, Ended};
+use crate::world::{self, Scope};
+use crate::{cgroup, cni};
+
+/// How the node is to be, from the flags of `xtask inside`.
+pub(crate) struct Inside {
+    /// DIR
+    pub(crate) dir: PathBuf,
+    /// further daemon configuration
+    pub(crate) config: Vec<PathBuf>,
+    /// the official CNI plugins
+    pub(crate) official_cni: bool,
+    /// state on a tmpfs
+    pub(crate) tmpfs: bool,
+    /// OUT
+    pub(crate) out: PathBuf,
+    /// what to run; nothing: a shell
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Live through a node; the command's exit code, or 1 when it succeeded but something was left behind.
+pub(crate) fn run(inside: &Inside) -> Result<i32> {
+    watch::take_signals()?;
+    nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+    enter_namespaces(inside)?;
+    bring_up_network()?;
+    let kit = Kit::at(&inside.dir.join("kit"));
+    let docker_registry = match inside.dir.join("kit/docker-registry") {
+        copy if copy.exists() => copy,
+        _ => PathBuf::from("docker-registry"),
+    };
+    let (registry, _) = registry::start(&docker_registry, &kit.registry, &inside.dir, NODE_PORT)?;
+    let registry = Pid::from_raw(i32::try_from(registry.id())?);
+    configure(inside, &kit)?;
+    let mut daemon = Daemon::start(&kit.programs, &inside.dir, &inside.out)?;
+    if let Err(error) = daemon.wait_until_it_answers().and_then(|()| warm_up(inside, &kit)) {
+        eprintln!("node: {error:#}\n{}", last_lines(&daemon.log(), 60));
+        daemon.stop();
+        watch::end(registry);
+        return Ok(1);
+    }
+    let mut scope = scope(inside, registry)?;
+    scope.known.push(daemon.pid().as_raw());
+    let before = world::look(&scope);
+    let code = run_command(inside, &kit, &mut daemon)?;
+    let left = take_down(&kit, inside, &mut daemon, (&before, &mut scope));
+    watch::end(registry);
+    left.iter().for_each(|what| eprintln!("node: left behind: {what}"));
+    fs::write(inside.out.join("leaks.txt"), left.iter().map(|what| format!("{what}\n")).collect::<String>())?;
+    if code != 0 || !left.is_empty() {
+        eprintln!("node: the daemon's log ends so:\n{}", last_lines(&daemon.log(), 30));
+    }
+    Ok(if code == 0 && !left.is_empty() { 1 } else { code })
+}
+
+/// Cgroup, mounts and network of its own. /sys is mounted anew, since it shows the network and the cgroups of the one who
+/// mounts it. All mounts are shared, as on a node with systemd.
+fn enter_namespaces(inside: &Inside) -> Result<()> {
+    let name = inside.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    cgroup::enter(&name)?;
+    let hierarchies = cgroup::hierarchies()?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWCGROUP)
+        .context("unshare: a node needs root")?;
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("make mounts shared")?;
+    umount2("/sys", MntFlags::MNT_DETACH).context("unmount /sys")?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("sysfs"), "/sys", Some("sysfs"), flags, none).context("mount /sys")?;
+    if !hierarchies.iter().any(|hierarchy| hierarchy.mount == Path::new("/sys/fs/cgroup")) {
+        mount(Some("tmpfs"), "/sys/fs/cgroup", Some("tmpfs"), flags, Some("mode=755"))
+            .context("mount /sys/fs/cgroup")?;
+    }
+    for hierarchy in &hierarchies {
+        fs::create_dir_all(&hierarchy.mount)?;
+        let data = Some(hierarchy.data.as_str()).filter(|data| !data.is_empty());
+        mount(Some("cgroup"), &hierarchy.mount, Some(hierarchy.kind.as_str()), flags, data)
+            .with_context(|| format!("mount {} ({})", hierarchy.mount.display(), hierarchy.data))?;
+    }
+    cgroup::delegate()?;
+    for (dir, tmpfs) in [("run", true), ("state", inside.tmpfs)] {
+        let dir = inside.dir.join(dir);
+        fs::create_dir_all(&dir)?;
+        if tmpfs {
+            mount(
+                Some("tmpfs"),
+                &dir,
+                Some("tmpfs"),
+                MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+                Some("mode=755"),
+            )
+            .with_context(|| format!("mount {}", dir.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Loopback, and a link that a default route can go to, so that the node has an address to be known by.
+fn bring_up_network() -> Result<()> {
+    let steps = [
+        "link set lo up",
+        "link add node0 type dummy",
+        "addr add 192.168.250.1/24 dev node0",
+        "-6 addr add fd00:250::1/64 dev node0 nodad",
+        "link set node0 up",
+        "route add default via 192.168.250.254 dev node0",
+        "-6 route add default via fd00:250::fe dev node0",
+    ];
+    for step in steps {
+        quiet(command(&["ip"]).args(step.split(' ')))?;
+    }
+    Ok(())
+}
+
+/// Write the daemon's configuration. What the caller adds comes after ours and wins.
+fn configure(inside: &Inside, kit: &Kit) -> Result<()> {
+    let dir = inside.dir.join("config");
+    let (certs, networks) = (dir.join("certs.d"), dir.join("net.d"));
+    let drop_ins = dir.join("config.d");
+    for dir in [&certs, &networks, &drop_ins] {
+        fs::create_dir_all(dir)?;
+    }
+    registry::write_mirrors(&certs)?;
+    let at = |path: &str| inside.dir.join(path).display().to_string();
+    let mut text = format!(
+        "state_dir = \"{}\"\nrun_dir = \"{}\"\n\n[image]\ncerts_dirs = [\"{}\"]\n\n[network]\nconfig_dir = \"{}\"\nnetns_dir = \"{}\"\n",
+        at("state"),
+        at("run"),
+        certs.display(),
+        networks.display(),
+        at("run/netns"),
+    );
+    if inside.official_cni {
+        text += &format!("bin_dirs = [\"{}\"]\n", kit.cni.display());
+        fs::write(networks.join("10-official.conflist"), cni::official(&inside.dir.join("run/cni")))?;
+    } else {
+        text += "bin_dirs = []\nbuiltin = \"auto\"\n";
+    }
+    fs::write(dir.join("config.toml"), text)?;
+    for (number, file) in inside.config.iter().enumerate() {
+        let copy = drop_ins.join(format!("{number:02}.toml"));
+        fs::copy(file, copy).with_context(|| format!("copy {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// One pod comes and goes, so that what a network sets up once (the bridge, tables, chains) is there before the comparison
+/// begins.
+fn warm_up(inside: &Inside, kit: &Kit) -> Result<()> {
+    let config = inside.dir.join("warm-up.json");
+    let text = r#"{"metadata": {"name": "warm-up", "namespace": "node", "uid": "warm-up", "attempt": 0}, "linux": {},
+        "port_mappings": [{"protocol": 0, "container_port": 9, "host_port": 11999}]}"#;
+    fs::write(&config, text)?;
+    let pod = quiet(crictl(inside, kit).arg("runp").arg(&config)).context("the first pod")?;
+    quiet(crictl(inside, kit).args(["rmp", "-f", pod.trim()])).context("remove the first pod").map(drop)
+}
+
+fn crictl(inside: &Inside, kit: &Kit) -> std::process::Command {
+    let mut command = command(&[kit.cri_tools.join("crictl")]);
+    let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());
+    command
+        .env("CONTAINER_RUNTIME_ENDPOINT", &endpoint)
+        .env("IMAGE_SERVICE_ENDPOINT", &endpoint)
+        .args(["--timeout", "60s"]);
+    command
+}
+
+fn scope(inside: &Inside, registry: Pid) -> Result<Scope> {
+    let in_dir = |path: &str| inside.dir.join(path);
+    Ok(Scope {
+        files: ["state/pods", "state/containers", "state/network", "run/pods"]
+            .iter()
+            .map(|path| in_dir(path))
+            .collect(),
+        netns: vec![in_dir("run/netns")],
+        cgroups: cgroup::hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount).collect(),
+        known: vec![registry.as_raw(), Pid::this().as_raw()],
+    })
+}
+
+/// Run the command to its end; meanwhile a daemon that dies is started again.
+fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
+    let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+    let words = if inside.command.is_empty() { vec![shell] } else { inside.command.clone() };
+    let mut command = command(&words);
+    let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());
+    let mut path = std::env::join_paths([&kit.cri_tools, &kit.programs, &kit.suites])?;
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    command.env("CONTAINER_RUNTIME_ENDPOINT", &endpoint).env("IMAGE_SERVICE_ENDPOINT", &endpoint);
+    command.env("PATH", path).env("OUT", &inside.out).env("CORTEN_NODE", &inside.dir);
+    command.env("CORTEN_PIDFILE", daemon.pidfile());
+    let child = command.spawn().with_context(|| format!("start {}", words[0].to_string_lossy()))?;
+    let child = Pid::from_raw(i32::try_from(child.id())?);
+    loop {
+        match watch::next(child)? {
+            Ended::Process(pid, code) if pid == child => return Ok(code),
+            Ended::Process(pid, code) if pid == daemon.pid() => {
+                if !daemon.restart(code)? {
+                    eprintln!("node: the daemon does not stay up");
+                    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGTERM).ok();
+                }
+            }
+            Ended::Process(..) => {}
+        }
+    }
+}
+
+/// Remove all pods, stop the daemon, and name what is left.
+fn take_down(
+    kit: &Kit,
+    inside: &Inside,
+    daemon: &mut Daemon,
+    (before, scope): (&BTreeSet<String>, &mut Scope),
+) -> Vec<String> {
+    let mut left = daemon.failures();
+    if let Err(error) = quiet(crictl(inside, kit).args(["rmp", "-f", "-a"])) {
+        left.push(format!("pods that cannot be removed: {error:#}"));
+    }
+    left.extend(daemon.stop());
+    // the daemon that ran before the command may have been replaced meanwhile
+    scope.known.push(daemon.pid().as_raw());
+    left.extend(world::left_behind(before, scope, Duration::from_secs(5)));
+    for pid in scope.cgroups.iter().flat_map(|dir| cgroup::processes(dir)).collect::<BTreeSet<_>>() {
+        if !scope.known.contains(&pid) {
+            watch::end(Pid::from_raw(pid));
+        }
+    }
+    left
+}

@@ -1,0 +1,111 @@
+//! `cargo xtask node`: a throw-away node, seen from outside.
+//!
+//! This side gets everything ready that a node is made from, makes its folder, starts [`crate::inside`] (this same program,
+//! in namespaces of its own) or the VM in which that runs, and afterwards checks that this machine is as before.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::install::{self, Need};
+use crate::paths::Kit;
+use crate::programs::{self, Profile};
+use crate::scratch::Scratch;
+use crate::world::{self, Scope};
+use crate::{cgroup, images, tools, vm};
+
+/// What a node shall be like.
+#[derive(Clone)]
+pub(crate) struct Options {
+    /// further daemon configuration, read in this order
+    pub(crate) config: Vec<PathBuf>,
+    /// the official CNI plugins instead of our bridge
+    pub(crate) official_cni: bool,
+    /// in a VM of this kind (`uml`, `qemu`)
+    pub(crate) vm: Option<String>,
+    /// folders that are there under their own path in the VM too
+    pub(crate) shares: Vec<PathBuf>,
+    /// where what the command leaves in $OUT arrives
+    pub(crate) out: Option<PathBuf>,
+    /// keep the daemon's state on a tmpfs
+    pub(crate) tmpfs: bool,
+    /// how the programs are built
+    pub(crate) profile: Profile,
+    /// what is run in it; nothing: a shell
+    pub(crate) command: Vec<OsString>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            config: Vec::new(),
+            official_cni: false,
+            vm: None,
+            shares: Vec::new(),
+            out: None,
+            tmpfs: false,
+            profile: Profile::Release,
+            command: Vec::new(),
+        }
+    }
+}
+
+/// Make what a node is made from, as far as it is not there yet.
+pub(crate) fn kit(profile: Profile) -> Result<Kit> {
+    install::ensure(&[Need::Programs, Need::Tools, Need::Images, Need::Node])?;
+    Ok(Kit {
+        programs: programs::build(profile)?,
+        cri_tools: tools::ensure(&tools::CRI_TOOLS)?,
+        cni: tools::ensure(&tools::CNI)?,
+        kubelet: tools::ensure(&tools::KUBELET)?,
+        registry: images::ensure()?,
+        suites: programs::build_suites()?,
+    })
+}
+
+/// Run the command in a node of its own; its exit code.
+pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
+    if options.vm.is_some() {
+        return vm::run(kit, options);
+    }
+    let scratch = Scratch::new("node")?;
+    kit.link(&scratch.path().join("kit"))?;
+    let name = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let scope = Scope { netns: vec!["/run/netns".into()], ..Scope::default() };
+    let before = world::look(&scope);
+    let places = cgroup::places(&name)?;
+    nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("inside").arg(scratch.path()).args(flags(options)?).arg("--").args(&options.command);
+    let status = command.status().context("start the node")?;
+    let mut left = world::left_behind(&before, &scope, Duration::from_secs(5));
+    if !cgroup::remove(&places) {
+        left.push(format!("a cgroup named {name}"));
+    }
+    left.iter().for_each(|what| eprintln!("node: left on this machine: {what}"));
+    let code = status.code().unwrap_or(128 + 9);
+    Ok(if code == 0 && !left.is_empty() { 1 } else { code })
+}
+
+/// The options that matter inside, as flags.
+pub(crate) fn flags(options: &Options) -> Result<Vec<OsString>> {
+    let mut flags: Vec<OsString> = Vec::new();
+    let absolute = |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
+    for config in &options.config {
+        flags.extend(["--config".into(), absolute(config)?.into()]);
+    }
+    if let Some(out) = &options.out {
+        std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
+        flags.extend(["--out".into(), absolute(out)?.into()]);
+    }
+    if options.official_cni {
+        flags.extend(["--cni".into(), "official".into()]);
+    }
+    if options.tmpfs {
+        flags.push("--tmpfs".into());
+    }
+    Ok(flags)
+}

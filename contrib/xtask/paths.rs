@@ -1,0 +1,116 @@
+//! Where things are: the repository, the cache outside of it, and the kit of files that a node is made from.
+//!
+//! ```text
+//! $CORTEN_CACHE (default $XDG_CACHE_HOME/corten, ~/.cache/corten)
+//!   tools/<module>-<key>/     crictl, critest, kubelet, CNI plugins; key: hash of the module's go.mod and go.sum
+//!   go/                       a Go toolchain, only where the machine has none that can build the tools
+//!   images/busybox-<version>  built from Debian's source
+//!   registry-<key>/           storage of docker-registry with the test images; key: hash of their definitions
+//!   vm/                       guest images
+//! ```
+//!
+//! A kit is a folder with a fixed layout: links to the things above on this machine, copies of them in a VM.
+
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::command::{command, quiet};
+
+/// The repository that this program was built from.
+pub(crate) fn repository() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.ancestors().nth(2).unwrap_or(xtask).to_owned()
+}
+
+/// Where everything is kept that is expensive to make again.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("CORTEN_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("corten")))
+        .or_else(|| set("HOME").map(|dir| dir.join(".cache/corten")))
+        .context("none of CORTEN_CACHE, XDG_CACHE_HOME and HOME is set")?;
+    std::fs::create_dir_all(&base).with_context(|| format!("make the cache {}", base.display()))?;
+    Ok(base)
+}
+
+/// Cargo's target folder.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
+}
+
+/// Everything a node is made from, by place.
+pub(crate) struct Kit {
+    /// corten, corten-runtime, corten-bridge
+    pub(crate) programs: PathBuf,
+    /// crictl, critest
+    pub(crate) cri_tools: PathBuf,
+    /// the official CNI plugins
+    pub(crate) cni: PathBuf,
+    /// kubelet
+    pub(crate) kubelet: PathBuf,
+    /// docker-registry's storage with the test images
+    pub(crate) registry: PathBuf,
+    /// the programs of the e2e crate
+    pub(crate) suites: PathBuf,
+}
+
+impl Kit {
+    fn parts(&self) -> [(&'static str, &Path); 6] {
+        [
+            ("programs", &self.programs),
+            ("cri-tools", &self.cri_tools),
+            ("cni", &self.cni),
+            ("kubelet", &self.kubelet),
+            ("registry", &self.registry),
+            ("suites", &self.suites),
+        ]
+    }
+
+    /// A kit as it lies in a folder that [`Kit::link`] or [`Kit::copy`] made.
+    pub(crate) fn at(dir: &Path) -> Kit {
+        Kit {
+            programs: dir.join("programs"),
+            cri_tools: dir.join("cri-tools"),
+            cni: dir.join("cni"),
+            kubelet: dir.join("kubelet"),
+            registry: dir.join("registry"),
+            suites: dir.join("suites"),
+        }
+    }
+
+    /// Lay the kit out in `dir` by links.
+    pub(crate) fn link(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir)?;
+        for (name, place) in self.parts() {
+            symlink(place, dir.join(name)).with_context(|| format!("link {}", place.display()))?;
+        }
+        symlink(repository().join("e2e"), dir.join("e2e"))?;
+        symlink(repository().join("manifests"), dir.join("manifests"))?;
+        Ok(())
+    }
+
+    /// Lay the kit out in `dir` by copies, with this program and the registry beside it, for a VM.
+    pub(crate) fn copy(&self, dir: &Path) -> Result<()> {
+        let link = dir.with_extension("links");
+        self.link(&link)?;
+        std::fs::create_dir_all(dir)?;
+        for name in ["programs", "cri-tools", "cni", "kubelet", "registry", "suites", "manifests"] {
+            let from = format!("{}/.", link.join(name).display());
+            std::fs::create_dir_all(dir.join(name))?;
+            quiet(command(&["cp", "-aL", &from]).arg(dir.join(name)))?;
+        }
+        std::fs::remove_dir_all(&link)?;
+        std::fs::create_dir_all(dir.join("e2e"))?;
+        for list in std::fs::read_dir(repository().join("e2e"))? {
+            let list = list?.path();
+            if list.extension().is_some_and(|extension| extension == "list") {
+                std::fs::copy(&list, dir.join("e2e").join(list.file_name().unwrap_or_default()))?;
+            }
+        }
+        std::fs::copy(std::env::current_exe()?, dir.join("xtask"))?;
+        std::fs::copy("/usr/bin/docker-registry", dir.join("docker-registry"))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! The real clients, pinned in `e2e/tools/*/go.mod` and built through the Go module proxy into the cache.
+//!
+//! Three modules, since their requirements exclude each other. A folder in the cache is named after the hash of go.mod and
+//! go.sum, and is renamed into place when it is complete. Everything is linked statically, so that it runs in the VM too.
+//!
+//! Where `go` is missing or cannot build the tools (Debian 12's 1.19 neither knows their language version nor can
+//! switch to a newer toolchain), the toolchain that they need is taken from the Go module proxy as the module
+//! `golang.org/toolchain`, which is what newer versions of `go` do by themselves.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+
+use crate::command::{command, quiet};
+use crate::paths::{cache, repository};
+
+/// The toolchain that is fetched where the machine has none.
+const TOOLCHAIN: &str = "go1.26.2";
+/// The least minor version of Go 1 that builds the tools; from 1.21 on, `go` gets it by itself.
+const SWITCHES: u32 = 21;
+
+/// A wrapper module and what is built from it.
+pub(crate) struct Module {
+    name: &'static str,
+    builds: &'static [Build],
+}
+
+enum Build {
+    Command(&'static str),
+    /// a test binary: program name and package
+    Test(&'static str, &'static str),
+}
+
+/// crictl and critest.
+pub(crate) const CRI_TOOLS: Module = Module {
+    name: "cri-tools",
+    builds: &[
+        Build::Command("sigs.k8s.io/cri-tools/cmd/crictl"),
+        Build::Test("critest", "sigs.k8s.io/cri-tools/cmd/critest"),
+    ],
+};
+
+/// The official CNI plugins.
+pub(crate) const CNI: Module = Module {
+    name: "cni",
+    builds: &[
+        Build::Command("github.com/containernetworking/plugins/plugins/main/bridge"),
+        Build::Command("github.com/containernetworking/plugins/plugins/main/loopback"),
+        Build::Command("github.com/containernetworking/plugins/plugins/ipam/host-local"),
+        Build::Command("github.com/containernetworking/plugins/plugins/meta/firewall"),
+        Build::Command("github.com/containernetworking/plugins/plugins/meta/portmap"),
+        Build::Command("github.com/containernetworking/plugins/plugins/meta/tuning"),
+    ],
+};
+
+/// The kubelet.
+pub(crate) const KUBELET: Module =
+    Module { name: "kubelet", builds: &[Build::Command("k8s.io/kubernetes/cmd/kubelet")] };
+
+/// Whether there is a `go` that can build the tools, or get itself a toolchain that can.
+pub(crate) fn go_on_path() -> bool {
+    let Ok(version) = quiet(&mut command(&["go", "env", "GOVERSION"])) else { return false };
+    let minor =
+        version.trim().strip_prefix("go1.").and_then(|rest| rest.split('.').next()?.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor >= SWITCHES)
+}
+
+/// The folder with the module's programs; they are built first when the cache lacks them.
+pub(crate) fn ensure(module: &Module) -> Result<PathBuf> {
+    let source = repository().join("e2e/tools").join(module.name);
+    let dir = cache()?.join("tools").join(format!("{}-{}", module.name, key(&source)?));
+    if dir.exists() {
+        return Ok(dir);
+    }
+    println!("building {} (once; the kubelet takes some minutes)", module.name);
+    let go = go()?;
+    let partial = dir.with_extension("partial");
+    std::fs::remove_dir_all(&partial).ok();
+    std::fs::create_dir_all(&partial)?;
+    for build in module.builds {
+        let mut command = Command::new(&go);
+        match build {
+            Build::Command(_) => command.arg("build").arg("-o").arg(format!("{}/", partial.display())),
+            Build::Test(name, _) => command.args(["test", "-c", "-o"]).arg(partial.join(name)),
+        };
+        let (Build::Command(package) | Build::Test(_, package)) = build;
+        command.args(["-trimpath", "-buildvcs=false", "-ldflags", "-s -w", package]);
+        quiet(command.current_dir(&source).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "auto"))?;
+    }
+    std::fs::rename(&partial, &dir).context("put the tools in their place")?;
+    Ok(dir)
+}
+
+fn key(source: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    for file in ["go.mod", "go.sum"] {
+        let path = source.join(file);
+        hash.update(std::fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+    }
+    Ok(hex::encode(&hash.finalize()[..8]))
+}
+
+/// The `go` to build with.
+fn go() -> Result<PathBuf> {
+    if go_on_path() {
+        return Ok(PathBuf::from("go"));
+    }
+    let modules = cache()?.join("go");
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => bail!("no Go toolchain is known for {other}: install go 1.21 or newer"),
+    };
+    let module = format!("golang.org/toolchain@v0.0.1-{TOOLCHAIN}.linux-{architecture}");
+    let root = modules.join(&module);
+    let go = root.join("bin/go");
+    if !go.exists() {
+        println!("getting {TOOLCHAIN} through the Go module proxy");
+        let download = ["go", "mod", "download", &module];
+        quiet(command(&download).env("GOMODCACHE", &modules).current_dir(std::env::temp_dir()))?;
+        // a module's files are neither executable nor writable
+        quiet(command(&["chmod", "-R", "u+w,a+rX"]).arg(&root))?;
+        let executable = format!("chmod +x {0}/bin/* {0}/pkg/tool/*/*", root.display());
+        quiet(&mut command(&["sh", "-c", &executable]))?;
+    }
+    Ok(go)
+}

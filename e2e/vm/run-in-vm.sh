@@ -1,0 +1,205 @@
+#!/bin/bash
+# run-in-vm.sh - run a command as root in a throw-away Debian 13 guest with pure cgroup v2; output and exit code come back.
+#
+# usage: run-in-vm.sh [options] SHARE_DIR COMMAND...
+#   SHARE_DIR is copied into the guest as /share (the working directory); bash runs COMMAND there. There is no network.
+#   What COMMAND leaves in /out comes back in the folder given by --out.
+# options:
+#   --vm uml|qemu      uml (default): user-mode-linux, up in two seconds, one CPU, no nf_tables, no cpuset, no hugetlb
+#                      qemu: software emulation of a whole machine with Debian's cloud kernel; about ten times slower
+#   --cpus N (2; qemu) --mem MIB (2048)  --timeout SECONDS (900)  --out DIR  --append "KERNEL ARGS"
+#   --build            only build the guest images      --verbose   show the guest's console
+# exit: the command's code; 124 timeout; 125 the guest died without reporting
+#
+# Needs root and a Debian host; packages come from the mirrors that the host's apt is set up with. The images are built
+# once, into $CORTEN_CACHE/vm. The guest's disk is copy-on-write, so that every run starts from the same state.
+set -euo pipefail
+
+# mmdebstrap calls this file as its hook: fetch the kernels with the new system's apt.
+if [ "${1:-}" = --fetch-kernels ]; then
+  export APT_CONFIG=${MMDEBSTRAP_APT_CONFIG:-$APT_CONFIG}
+  mkdir -p "$2/.kernels"
+  cd "$2/.kernels"
+  cloud=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -1)
+  exec apt-get -o APT::Sandbox::User=root download "$cloud" user-mode-linux
+fi
+
+cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,jq,ca-certificates
+vm=uml cpus=2 mem=2048 timeout=900 out='' append='' build='' verbose=''
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --vm) vm=$2; shift 2 ;;
+    --cpus) cpus=$2; shift 2 ;;
+    --mem) mem=$2; shift 2 ;;
+    --timeout) timeout=$2; shift 2 ;;
+    --out) out=$2; shift 2 ;;
+    --append) append=$2; shift 2 ;;
+    --build) build=1; shift ;;
+    --verbose) verbose=1; shift ;;
+    --) shift; break ;;
+    -*) echo "run-in-vm.sh: unknown option $1" >&2; exit 2 ;;
+    *) break ;;
+  esac
+done
+case $vm in uml | qemu) ;; *) echo "run-in-vm.sh: --vm is uml or qemu, not $vm" >&2; exit 2 ;; esac
+
+# make_ext4 TREE IMAGE SIZE: a file system without a journal that holds a copy of TREE
+make_ext4() {
+  rm -f "$2.tmp"
+  mke2fs -q -F -t ext4 -b 4096 -O ^has_journal -E lazy_itable_init=1,nodiscard -m 0 -d "$1" "$2.tmp" "$3" >/dev/null 2>&1
+  mv "$2.tmp" "$2"
+}
+
+install_host_tools() {
+  local missing=()
+  command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
+  command -v mke2fs >/dev/null || missing+=(e2fsprogs)
+  [ -e "$keyring" ] || missing+=(debian-archive-keyring)
+  [ "$vm" = uml ] || command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+  [ ${#missing[@]} -eq 0 ] && return 0
+  apt-get update -q >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+}
+
+# PID 1 of the guest, and the job runner that it starts
+guest_files() {
+  cat > "$1/usr/local/sbin/vm-init" <<'E'
+#!/bin/busybox sh
+# PID 1: the usual mounts, cgroup v2 with every controller, then the job
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux LANG=C.UTF-8
+m() { busybox mount "$@"; }
+m -t proc -o nosuid,nodev,noexec proc /proc
+m -t sysfs -o nosuid,nodev,noexec sysfs /sys
+busybox grep -q ' /dev ' /proc/mounts || m -t devtmpfs -o mode=0755,nosuid devtmpfs /dev
+busybox mkdir -p /dev/pts /dev/shm /dev/mqueue
+m -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
+m -t tmpfs -o nosuid,nodev tmpfs /dev/shm
+m -t mqueue mqueue /dev/mqueue
+m -t tmpfs -o nosuid,nodev,mode=0755 tmpfs /run
+m -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
+m -t cgroup2 -o nosuid,nodev,noexec,nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
+busybox ln -sf /proc/self/fd /dev/fd; busybox ln -sf fd/0 /dev/stdin; busybox ln -sf fd/1 /dev/stdout; busybox ln -sf fd/2 /dev/stderr
+m --make-rshared /
+busybox mkdir -p /run/lock /run/netns /sys/fs/cgroup/init.scope
+echo 1 > /sys/fs/cgroup/init.scope/cgroup.procs
+read -r controllers < /sys/fs/cgroup/cgroup.controllers
+for c in $controllers; do echo "+$c" > /sys/fs/cgroup/cgroup.subtree_control; done
+busybox hostname vm; busybox ip link set lo up
+/usr/local/sbin/vm-run
+busybox sync
+busybox poweroff -f
+E
+  cat > "$1/usr/local/sbin/vm-run" <<'E'
+#!/bin/busybox sh
+# Runs /share/.vm-job; its output, its exit code and /out go to the host
+rc=/dev/null out=/dev/console tar=
+busybox mkdir -p /share /out
+if [ -b /dev/ubdb ]; then
+ busybox mkdir -p /run/vmhost; busybox mount -t hostfs -o /run/vmhost none /run/vmhost
+ rc=/run/vmhost/rc out=/run/vmhost/out tar=/run/vmhost/tar; busybox mount -t ext4 -o noatime /dev/ubdb /share
+else
+ for d in /sys/class/virtio-ports/*; do read -r name < $d/name
+  case $name in vm.rc) rc=/dev/${d##*/};; vm.out) out=/dev/${d##*/};; vm.tar) tar=/dev/${d##*/};; esac; done
+ /usr/sbin/modprobe virtio_blk; busybox mount -t ext4 -o noatime /dev/vda /share
+fi
+cd /share
+# through a pipe, so that the job's output is never a device
+{ /bin/bash /share/.vm-job 2>&1 </dev/null; echo $? > /run/vm-rc; } | busybox cat > $out
+[ -n "$tar" ] && [ -n "$(busybox ls -A /out)" ] && busybox tar -C /out -cf - . > $tar
+read -r code < /run/vm-rc; echo "rc $code" > $rc
+E
+  chmod 755 "$1"/usr/local/sbin/vm-*
+  echo vm > "$1/etc/hostname"
+  echo 0123456789abcdef0123456789abcdef > "$1/etc/machine-id"
+}
+
+# the guest's tree, its kernels, and its disk image
+build_guest() {
+  [ -e "$cache/base.ext4" ] && return 0
+  local root=$cache/root mirror modules package
+  mirror=${MIRROR:-$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 2>/dev/null | sed -n 's#/debian/*$##p' | head -1)}
+  [ -n "$mirror" ] || { echo 'run-in-vm.sh: apt names no Debian mirror; set MIRROR' >&2; exit 2; }
+  rm -rf "$root"
+  printf 'Types: deb\nURIs: %s/%s\nSuites: %s\nComponents: main\nSigned-By: %s\n\n' \
+    "$mirror" debian 'trixie trixie-updates' $keyring "$mirror" debian-security trixie-security $keyring > "$cache/guest.sources"
+  mmdebstrap --variant=minbase --mode=root --aptopt='Acquire::Languages "none"' --aptopt='APT::Install-Recommends "false"' \
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --include=$packages --customize-hook="$(realpath "$0") --fetch-kernels \"\$1\"" trixie "$root" "$cache/guest.sources" >&2
+  mkdir -p "$root/usr/lib/modules" "$root/usr/lib/uml"
+  for package in "$root"/.kernels/linux-image-*.deb; do dpkg-deb -x "$package" "$cache/kernel.tmp"; done
+  cp -a "$cache"/kernel.tmp/usr/lib/modules/* "$root/usr/lib/modules/"
+  cp "$cache"/kernel.tmp/boot/vmlinuz-* "$cache/vmlinuz"
+  dpkg-deb -x "$root"/.kernels/user-mode-linux_*.deb "$cache/uml.tmp"
+  install -m755 "$cache/uml.tmp/usr/bin/linux.uml" "$root/usr/bin/linux.uml"
+  cp -a "$cache"/uml.tmp/usr/lib/uml/modules/* "$root/usr/lib/modules/"
+  rm -rf "$cache/kernel.tmp" "$cache/uml.tmp" "$root/.kernels"
+  for modules in "$root"/usr/lib/modules/*; do chroot "$root" /usr/sbin/depmod "${modules##*/}"; done
+  # uml has no nf_tables: iptables must be the legacy one there
+  chroot "$root" update-alternatives --quiet --set iptables /usr/sbin/iptables-legacy
+  chroot "$root" update-alternatives --quiet --set ip6tables /usr/sbin/ip6tables-legacy
+  guest_files "$root"
+  make_ext4 "$root" "$cache/base.ext4" 4G
+}
+
+run_qemu() {
+  timeout -k 5 "$timeout" qemu-system-x86_64 -M q35 -accel tcg,thread=single,tb-size=512 -cpu Haswell-v4 -m "$mem" -smp "$cpus" \
+    -nodefaults -no-user-config -display none -no-reboot -serial "file:$work/console" -kernel "$cache/vmlinuz" \
+    -append "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 rootwait quiet loglevel=4 mitigations=off $1" \
+    -drive "if=none,id=d0,file=$cache/base.ext4,format=raw,cache=unsafe,snapshot=on" -device nvme,serial=root,drive=d0 \
+    -drive "if=none,id=d1,file=$work/share.ext4,format=raw,cache=unsafe" -device virtio-blk-pci,drive=d1 -device virtio-serial-pci \
+    $(for p in out rc tar; do echo "-chardev file,id=$p,path=$work/o/$p -device virtserialport,chardev=$p,name=vm.$p"; done) \
+    </dev/null > "$work/vmm.log" 2>&1
+}
+
+# linux.uml needs the guest's libc, so it runs in a chroot of the image's own tree, in a private mount namespace.
+run_uml() {
+  # shellcheck disable=SC2016
+  timeout -k 5 "$timeout" unshare -m bash -c 'set -e
+    root=$1 work=$2 cache=$3 mem=$4 append=$5
+    mount --make-rprivate /
+    mount --bind /proc "$root/proc"; mount --bind /dev "$root/dev"
+    mount -t tmpfs t "$root/dev/shm"; mount -t tmpfs t "$root/run"
+    mkdir "$root/run/vmhost" "$root/run/w" "$root/run/c"
+    mount --bind "$work/o" "$root/run/vmhost"; mount --bind "$work" "$root/run/w"; mount --bind "$cache" "$root/run/c"
+    cd "$root/run/w"
+    exec chroot "$root" /usr/bin/linux.uml mem="$mem"M ubd0=/run/w/cow,/run/c/base.ext4 ubd1=/run/w/share.ext4 \
+      root=/dev/ubda rw rootfstype=ext4 con=null con0=null,fd:1 con1=null quiet $append </dev/null' \
+    _ "$cache/root" "$work" "$cache" "$mem" "$1" > "$work/console" 2>&1
+}
+
+mkdir -p "$cache"
+# The images are shared: one builds them, the others wait.
+( flock 9; install_host_tools; build_guest ) 9> "$cache/lock"
+[ -n "$build" ] && exit 0
+[ $# -ge 2 ] || { sed -n '2,18p' "$0" >&2; exit 2; }
+
+share=$(realpath "$1"); shift
+work=$(mktemp -d "$cache/run.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/o"
+: > "$work/o/out"; : > "$work/o/rc"; : > "$work/o/tar"
+make_ext4 "$share" "$work/share.ext4" "$(( $(du -sm --apparent-size "$share" | cut -f1) * 2 + 1024 ))M"
+printf '%s\n' "$*" > "$work/job"
+printf 'rm .vm-job\nwrite %s .vm-job\n' "$work/job" | debugfs -w -f - "$work/share.ext4" >/dev/null 2>&1 || true
+
+code=0
+run_$vm "init=/usr/local/sbin/vm-init lsm=landlock,yama audit=0 panic=-1 cgroup_no_v1=all $append" || code=$?
+[ -z "$verbose" ] || cat "$work/console" >&2
+cat "$work/o/out"
+if [ -n "$out" ] && [ -s "$work/o/tar" ]; then
+  mkdir -p "$out"
+  tar -C "$out" -xf "$work/o/tar"
+fi
+rc=$(sed -n 's/^rc //p' "$work/o/rc")
+[ -z "$rc" ] || exit "$rc"
+if [ $code = 124 ] || [ $code = 137 ]; then
+  echo "run-in-vm.sh: timeout after $timeout s" >&2
+  tail -n 15 "$work/console" >&2
+  exit 124
+fi
+echo "run-in-vm.sh: the guest died (status $code)" >&2
+tail -n 30 "$work/console" "$work/vmm.log" >&2 2>/dev/null || true
+exit 125
