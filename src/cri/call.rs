@@ -17,9 +17,6 @@ use tracing::{Instrument as _, Span, debug, info, warn};
 
 use crate::status;
 
-/// After how long a call is slow. Said again after twice that time, and so on.
-const SLOW: Duration = Duration::from_secs(5);
-
 /// A span for a call that changes something; `sandbox` and `container` can be recorded later.
 macro_rules! change {
     ($rpc:literal $(, $field:ident = $value:expr)*) => {
@@ -68,13 +65,15 @@ impl Call {
     }
 
     /// Run a call to its end, whether or not the client waits for it.
-    pub(crate) async fn run<T, F>(self, work: F) -> std::result::Result<Response<T>, Status>
+    ///
+    /// `slow` is after how long its step is logged; said again after twice that time, and so on.
+    pub(crate) async fn run<T, F>(self, slow: Duration, work: F) -> std::result::Result<Response<T>, Status>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let span = self.span.clone();
-        let task = tokio::spawn(watched(self.changes, work).instrument(span));
+        let task = tokio::spawn(watched(self.changes, slow, work).instrument(span));
         let answer = task.await.unwrap_or_else(|panic| {
             let error = Error::because(Kind::Internal, "the call ended early", panic);
             self.span.in_scope(|| warn!(error = %error.chain(), "call failed"));
@@ -89,12 +88,13 @@ pub(crate) fn made(field: &'static str, id: &impl std::fmt::Display) {
     Span::current().record(field, id.to_string());
 }
 
-async fn watched<T>(changes: bool, work: impl Future<Output = Result<T>>) -> Result<T> {
+async fn watched<T>(changes: bool, slow: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
     let begun = Instant::now();
     let at = Step::new();
     let work = step::scope(at.clone(), work);
     tokio::pin!(work);
-    let mut patience = SLOW;
+    // zero would be said without end
+    let mut patience = slow.max(Duration::from_millis(100));
     let answer = loop {
         tokio::select! {
             answer = &mut work => break answer,
@@ -124,12 +124,14 @@ mod tests {
     use std::sync::Arc;
     use tokio::sync::Semaphore;
 
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     #[tokio::test]
     async fn a_client_that_leaves_does_not_stop_the_work() {
         let (begun, go, done) =
             (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
         let (b, g, d) = (begun.clone(), go.clone(), done.clone());
-        let client = tokio::spawn(change!("Test").run(async move {
+        let client = tokio::spawn(change!("Test").run(PATIENCE, async move {
             b.add_permits(1);
             g.acquire().await.unwrap().forget();
             d.add_permits(1);
@@ -146,7 +148,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_an_internal_error() {
         let broken: std::result::Result<Response<()>, Status> =
-            read!("Test").run(async { panic!("boom") }).await;
+            read!("Test").run(PATIENCE, async { panic!("boom") }).await;
         assert_eq!(broken.unwrap_err().code(), tonic::Code::Internal);
     }
 }

@@ -1,5 +1,7 @@
 //! The ImageService: each handler parses, calls the store, renders.
 
+use std::time::Duration;
+
 use engine::{Engine, Error};
 use tonic::{Request, Response, Status};
 
@@ -12,12 +14,13 @@ use crate::{parse, render};
 /// Answers for images.
 pub(crate) struct Images {
     engine: Engine,
+    slow: Duration,
 }
 
 impl Images {
-    /// Answers from the engine's image store.
-    pub(crate) fn new(engine: Engine) -> Images {
-        Images { engine }
+    /// Answers from the engine's image store; `slow` is after how long a call's step is logged.
+    pub(crate) fn new(engine: Engine, slow: Duration) -> Images {
+        Images { engine, slow }
     }
 
     /// What ListImages and StreamImages answer.
@@ -48,7 +51,7 @@ impl ImageService for Images {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         let name = request.image.as_ref().map_or("", |image| &image.image);
         let call = read!("ImageStatus", image = name);
-        call.run(async move {
+        call.run(self.slow, async move {
             let found = engine.images().find(&parse::image::name(request.image)?);
             Ok(render::image::status(found.as_deref(), request.verbose))
         })
@@ -59,7 +62,7 @@ impl ImageService for Images {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         let name = request.image.as_ref().map_or("", |image| &image.image);
         let call = change!("PullImage", image = name);
-        call.run(async move {
+        call.run(self.slow, async move {
             let (reference, auth) = parse::image::pull(request)?;
             let image_ref = engine.images().pull(&reference, auth).await.map_err(Error::from)?;
             Ok(PullImageResponse { image_ref })
@@ -71,7 +74,7 @@ impl ImageService for Images {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         let name = request.image.as_ref().map_or("", |image| &image.image);
         let call = change!("RemoveImage", image = name);
-        call.run(async move {
+        call.run(self.slow, async move {
             let name = parse::image::name(request.image)?;
             engine.images().remove(&name).await.map_err(Error::from)?;
             Ok(RemoveImageResponse {})
@@ -82,7 +85,7 @@ impl ImageService for Images {
     async fn image_fs_info(&self, _: Request<ImageFsInfoRequest>) -> Answer<ImageFsInfoResponse> {
         let engine = self.engine.clone();
         read!("ImageFsInfo")
-            .run(async move {
+            .run(self.slow, async move {
                 let usage = engine.images().usage().map_err(Error::from)?;
                 Ok(render::image::filesystems(&usage))
             })

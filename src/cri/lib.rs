@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod call;
+pub mod client;
 mod image_service;
 mod parse;
 pub mod proto;

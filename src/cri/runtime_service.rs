@@ -59,7 +59,9 @@ impl RuntimeService for Runtime {
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         let (verbose, engine, info) = (request.into_inner().verbose, self.engine.clone(), self.info.clone());
         read!("Status")
-            .run(async move { Ok(render::node::status(engine.status().await, &info, verbose)) })
+            .run(self.info.slow_request, async move {
+                Ok(render::node::status(engine.status().await, &info, verbose))
+            })
             .await
     }
 
@@ -70,7 +72,7 @@ impl RuntimeService for Runtime {
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         change!("RunPodSandbox")
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let config = parse::pod::run(request)?;
                 tracing::debug!(name = ?config.name, "asked for");
                 let id = engine.run_pod(config).await?;
@@ -86,7 +88,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<StopPodSandboxResponse> {
         let (id, engine) = (request.into_inner().pod_sandbox_id, self.engine.clone());
         change!("StopPodSandbox", sandbox = &id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 engine.stop_pod(&parse::filled(id, "pod_sandbox_id")?).await?;
                 Ok(StopPodSandboxResponse {})
             })
@@ -99,7 +101,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<RemovePodSandboxResponse> {
         let (id, engine) = (request.into_inner().pod_sandbox_id, self.engine.clone());
         change!("RemovePodSandbox", sandbox = &id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 engine.remove_pod(&parse::filled(id, "pod_sandbox_id")?).await?;
                 Ok(RemovePodSandboxResponse {})
             })
@@ -112,7 +114,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<PodSandboxStatusResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         read!("PodSandboxStatus", sandbox = &request.pod_sandbox_id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let id = parse::filled(request.pod_sandbox_id, "pod_sandbox_id")?;
                 let status = engine.pod_status(&id)?;
                 let info = if request.verbose { engine.verbose_pod(&id)? } else { Default::default() };
@@ -144,7 +146,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<CreateContainerResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         change!("CreateContainer", sandbox = &request.pod_sandbox_id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let (pod, config) = parse::container::create(request)?;
                 tracing::debug!(
                     name = config.name,
@@ -165,7 +167,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<StartContainerResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
         change!("StartContainer", container = &id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 engine.start_container(&parse::filled(id, "container_id")?).await?;
                 Ok(StartContainerResponse {})
             })
@@ -175,7 +177,7 @@ impl RuntimeService for Runtime {
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         change!("StopContainer", container = &request.container_id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let (id, grace) = parse::container::stop(request)?;
                 engine.stop_container(&id, grace).await?;
                 Ok(StopContainerResponse {})
@@ -189,7 +191,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<RemoveContainerResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
         change!("RemoveContainer", container = &id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 engine.remove_container(&parse::filled(id, "container_id")?).await?;
                 Ok(RemoveContainerResponse {})
             })
@@ -221,7 +223,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<ContainerStatusResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         read!("ContainerStatus", container = &request.container_id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let id = parse::filled(request.container_id, "container_id")?;
                 let status = engine.container_status(&id)?;
                 let info =
@@ -237,7 +239,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<UpdateContainerResourcesResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         change!("UpdateContainerResources", container = &request.container_id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let (id, resources, annotations) = parse::resources::update(request)?;
                 engine.update_resources(&id, resources, annotations).await?;
                 Ok(UpdateContainerResourcesResponse {})
@@ -251,7 +253,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<ReopenContainerLogResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
         change!("ReopenContainerLog", container = &id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 engine.reopen_log(&parse::filled(id, "container_id")?).await?;
                 Ok(ReopenContainerLogResponse {})
             })
@@ -261,7 +263,7 @@ impl RuntimeService for Runtime {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         read!("ExecSync", container = &request.container_id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let (id, command, deadline) = parse::container::exec(request)?;
                 let output = engine.exec_sync(&id, command, deadline).await?;
                 Ok(ExecSyncResponse {
@@ -279,7 +281,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<ContainerStatsResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
         read!("ContainerStats", container = &id)
-            .run(async move {
+            .run(self.info.slow_request, async move {
                 let id = parse::filled(id, "container_id")?;
                 let (status, usage) = (engine.container_status(&id)?, engine.container_usage(&id).await?);
                 Ok(ContainerStatsResponse { stats: Some(render::stats::container(&status, &usage)) })
@@ -293,7 +295,9 @@ impl RuntimeService for Runtime {
     ) -> Answer<ListContainerStatsResponse> {
         let (filter, engine) = (request.into_inner().filter, self.engine.clone());
         read!("ListContainerStats")
-            .run(async move { Ok(ListContainerStatsResponse { stats: listed_stats(&engine, filter).await }) })
+            .run(self.info.slow_request, async move {
+                Ok(ListContainerStatsResponse { stats: listed_stats(&engine, filter).await })
+            })
             .await
     }
 

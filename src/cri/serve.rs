@@ -26,6 +26,8 @@ const GRACE: Duration = Duration::from_secs(10);
 pub struct Info {
     /// Semantic version of the runtime.
     pub version: String,
+    /// After how long a call is slow: its step is logged then, again after twice that time, and so on.
+    pub slow_request: Duration,
     /// The effective configuration as a JSON text, shown by `crictl info`.
     pub config: String,
 }
@@ -43,10 +45,11 @@ pub async fn serve(
     info: Info,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
+    let slow = info.slow_request;
     let runtime = RuntimeServiceServer::new(Runtime::new(engine.clone(), info))
         .max_decoding_message_size(LARGEST_REQUEST)
         .max_encoding_message_size(usize::MAX);
-    let images = ImageServiceServer::new(Images::new(engine))
+    let images = ImageServiceServer::new(Images::new(engine, slow))
         .max_decoding_message_size(LARGEST_REQUEST)
         .max_encoding_message_size(usize::MAX);
     let began = Arc::new(Notify::new());

@@ -56,11 +56,12 @@ fn condition(kind: &str, reason: &str, is: Result<(), String>) -> wire::RuntimeC
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn conditions_say_why_not() {
         let from = NodeStatus { runtime: Ok(()), network: Err("no conflist in /etc/cni/net.d".into()) };
-        let info = Info { version: "0.1.0".into(), config: "{\"a\":1}".into() };
+        let info = Info { version: "0.1.0".into(), slow_request: Duration::ZERO, config: "{\"a\":1}".into() };
         let got = status(from.clone(), &info, false);
         let conditions = got.status.unwrap().conditions;
         assert_eq!((conditions[0].r#type.as_str(), conditions[0].status), ("RuntimeReady", true));
@@ -75,7 +76,7 @@ mod tests {
 
     #[test]
     fn who_we_are() {
-        let info = Info { version: "9.9.9".into(), config: String::new() };
+        let info = Info { version: "9.9.9".into(), slow_request: Duration::ZERO, config: String::new() };
         let got = version(&info);
         assert_eq!((got.runtime_name.as_str(), got.runtime_version.as_str()), ("corten", "9.9.9"));
         assert_eq!((got.version.as_str(), got.runtime_api_version.as_str()), ("0.1.0", "v1"));
