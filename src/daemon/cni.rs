@@ -1,0 +1,133 @@
+//! The CNI configuration that `corten` writes, and a look at the one that is there.
+//!
+//! Nothing is written over: our file is for a directory without any, and its name sorts behind those of
+//! network plugins that come later, so that theirs wins.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::config_keys::is_ipv6_subnet;
+
+/// Name of the file that we write.
+const FILE: &str = "99-corten.conflist";
+
+/// The text that [`init`] writes. Daemons side by side have different state directories, and need different
+/// bridges and subnets as well.
+pub(crate) fn conflist(config: &Config) -> String {
+    let ipv6 = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|v| v.trim() == "0");
+    let usable = |subnet: &&String| ipv6 || is_ipv6_subnet(subnet) == Some(false);
+    let subnets: Vec<String> = config.network.subnets.iter().filter(usable).cloned().collect();
+    network::default_conflist(&network::BridgeNetwork {
+        name: "corten",
+        bridge: &config.network.bridge,
+        subnets: &subnets,
+        data_dir: &config.state_dir.join("bridge"),
+    })
+}
+
+/// Writes our configuration unless the directory has one. Answers what was done, for people.
+///
+/// # Errors
+/// The directory cannot be read or written.
+pub(crate) fn init(config: &Config) -> anyhow::Result<String> {
+    let directory = &config.network.config_dir;
+    if let Some(file) = first_config(directory)? {
+        return Ok(format!("{} is there already; nothing was written\n", file.display()));
+    }
+    fs::create_dir_all(directory).with_context(|| format!("make directory {}", directory.display()))?;
+    let path = directory.join(FILE);
+    // Readers look for *.conflist: they see the whole file or none.
+    let partial = directory.join(format!(".{FILE}.{}", std::process::id()));
+    let written = fs::File::create(&partial)
+        .and_then(|mut file| file.write_all(conflist(config).as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&partial, &path));
+    if written.is_err() {
+        let _ = fs::remove_file(&partial);
+    }
+    written.with_context(|| format!("write {}", path.display()))?;
+    Ok(format!("wrote {}\n", path.display()))
+}
+
+/// The configuration that is in effect: the first by name, as every CRI runtime takes it.
+///
+/// # Errors
+/// The directory is there but cannot be read.
+pub(crate) fn first_config(directory: &Path) -> anyhow::Result<Option<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", directory.display())),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
+        let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|e| e == "conflist" || e == "conf" || e == "json") {
+            found.push(path);
+        }
+    }
+    Ok(found.into_iter().min())
+}
+
+/// The plugins that a configuration names.
+///
+/// # Errors
+/// It is not a CNI configuration.
+pub(crate) fn plugin_types(file: &Path) -> anyhow::Result<Vec<String>> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let value: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
+    let list = match value.get("plugins").and_then(Value::as_array) {
+        Some(list) => list.clone(),
+        None => vec![value],
+    };
+    let types: Option<Vec<String>> =
+        list.iter().map(|p| p.get("type").and_then(Value::as_str).map(str::to_owned)).collect();
+    match types {
+        Some(types) if !types.is_empty() => Ok(types),
+        _ => bail!("{}: a plugin has no \"type\"", file.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    #[test]
+    fn ours_is_written_once_and_never_over_another() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let cni = dir.path().join("net.d");
+        let file = dir.path().join("c.toml");
+        fs::write(&file, format!("[network]\nconfig_dir = {cni:?}\n")).expect("write");
+        let config = load(&Sources { file: Some(file), ..Sources::default() }).expect("loads").config();
+        let path = cni.join(FILE);
+        assert_eq!(init(&config).expect("written"), format!("wrote {}\n", path.display()));
+        assert_eq!(first_config(&cni).expect("readable"), Some(path.clone()));
+        assert!(plugin_types(&path).expect("a conflist").contains(&"corten-bridge".to_owned()));
+        let said = init(&config).expect("fine");
+        assert!(said.ends_with("is there already; nothing was written\n"), "{said}");
+        fs::write(cni.join("10-other.conf"), r#"{"type": "other"}"#).expect("write");
+        assert_eq!(first_config(&cni).expect("readable"), Some(cni.join("10-other.conf")));
+        assert_eq!(plugin_types(&cni.join("10-other.conf")).expect("a conf"), ["other"]);
+        assert_eq!(fs::read_dir(&cni).expect("list").count(), 2);
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("x.conflist");
+        for text in ["", "{", "{}", r#"{"plugins": []}"#, r#"{"plugins": [{"name": "a"}]}"#] {
+            fs::write(&file, text).expect("write");
+            plugin_types(&file).expect_err(text);
+        }
+        assert_eq!(
+            first_config(Path::new("/nowhere/net.d")).expect("no directory is no configuration"),
+            None
+        );
+    }
+}

@@ -1,0 +1,418 @@
+//! Configuration: one file, a directory of drop-ins, a few flags; checked once, then handed on as values.
+//!
+//! Order, later wins key by key: defaults, the file, `*.toml` of the drop-in directory by name, flags.
+//! The file is /etc/corten/config.toml and the drop-in directory the same path with `.d` for `.toml`;
+//! either may be absent unless a flag names it. No component reads the files, the flags or the
+//! environment: `main` gives each its own part.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config_keys::{Key, Value};
+use crate::config_raw::{ConfigError, Raw, Setting};
+
+/// Where the configuration file is when no flag names one.
+pub(crate) const DEFAULT_FILE: &str = "/etc/corten/config.toml";
+
+/// Where to look, from the flags.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sources {
+    /// `--config`.
+    pub file: Option<PathBuf>,
+    /// `--config-dir`.
+    pub directory: Option<PathBuf>,
+    /// (flag as people wrote it, key, value).
+    pub flags: Vec<(String, String, String)>,
+}
+
+/// All settings with their origins, and the files that were read.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// In the order of the table.
+    pub settings: Vec<(&'static Key, Setting)>,
+    /// In the order in which they were read.
+    pub files: Vec<PathBuf>,
+}
+
+/// The daemon's configuration. Each field is one setting; its meaning is in `config_keys`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    pub state_dir: PathBuf,
+    pub run_dir: PathBuf,
+    /// Empty: to be found.
+    pub runtime: PathBuf,
+    pub server: Server,
+    pub log: Log,
+    /// Absolute cgroup path.
+    pub cgroup_parent: String,
+    pub pod: Pod,
+    pub image: Image,
+    pub network: Network,
+}
+
+/// `[server]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Server {
+    pub socket: PathBuf,
+    pub socket_mode: u32,
+    /// Empty: the daemon's own.
+    pub socket_group: String,
+    pub worker_threads: usize,
+    pub slow_request: Duration,
+    pub drain_deadline: Duration,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Log {
+    pub json: bool,
+    pub filter: String,
+}
+
+/// `[pod]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pod {
+    pub shm_size: u64,
+    pub monitor_deadline: Duration,
+}
+
+/// `[image]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Image {
+    pub dir: PathBuf,
+    pub certs_dirs: Vec<PathBuf>,
+    pub plain_http: Vec<String>,
+    pub parallel_layers: usize,
+    pub pinned: Vec<String>,
+}
+
+/// `[network]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Network {
+    pub config_dir: PathBuf,
+    pub bin_dirs: Vec<PathBuf>,
+    pub netns_dir: PathBuf,
+    pub deadline: Duration,
+    /// Write our conflist at start when there is none.
+    pub builtin: bool,
+    /// Of our conflist.
+    pub bridge: String,
+    /// Of our conflist; one or two.
+    pub subnets: Vec<String>,
+}
+
+/// Reads and checks everything.
+///
+/// # Errors
+/// Every problem of every file, each with file and line.
+pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let mut raw = Raw::default();
+    let mut files = Vec::new();
+    let file = sources.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+    read_into(&mut raw, &mut files, &file, sources.file.is_some());
+    let directory = sources.directory.clone().unwrap_or_else(|| file.with_extension("d"));
+    match drop_ins(&directory) {
+        Ok(found) => found.iter().for_each(|f| read_into(&mut raw, &mut files, f, true)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && sources.directory.is_none() => {}
+        Err(error) => raw.add_problem(format!("{}: {error}", directory.display())),
+    }
+    for (flag, key, value) in &sources.flags {
+        raw.add_flag(flag, key, value);
+    }
+    Ok(Loaded { settings: raw.finish()?, files })
+}
+
+fn read_into(raw: &mut Raw, files: &mut Vec<PathBuf>, path: &Path, required: bool) {
+    match std::fs::read_to_string(path) {
+        Ok(text) => {
+            raw.add_file(path, &text);
+            files.push(path.to_owned());
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {}
+        Err(error) => raw.add_problem(format!("{}: {error}", path.display())),
+    }
+}
+
+/// `*.toml` in the directory by name, without hidden ones.
+fn drop_ins(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        if !hidden && Path::new(&name).extension().is_some_and(|e| e == "toml") {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+impl Loaded {
+    /// The values for constructors.
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            state_dir: self.path("state_dir"),
+            run_dir: self.path("run_dir"),
+            runtime: self.path("runtime"),
+            server: Server {
+                socket: self.path("server.socket"),
+                socket_mode: match self.get("server.socket_mode") {
+                    Value::Mode(mode) => *mode,
+                    other => unreachable!("server.socket_mode is {other:?}"),
+                },
+                socket_group: self.text("server.socket_group"),
+                worker_threads: self.count("server.worker_threads"),
+                slow_request: self.duration("server.slow_request"),
+                drain_deadline: self.duration("server.drain_deadline"),
+            },
+            log: Log { json: self.text("log.format") == "json", filter: self.text("log.filter") },
+            cgroup_parent: self.text("cgroup.parent"),
+            pod: Pod {
+                shm_size: match self.get("pod.shm_size") {
+                    Value::Bytes(bytes) => *bytes,
+                    other => unreachable!("pod.shm_size is {other:?}"),
+                },
+                monitor_deadline: self.duration("pod.monitor_deadline"),
+            },
+            image: Image {
+                dir: self.path("image.dir"),
+                certs_dirs: self.paths("image.certs_dirs"),
+                plain_http: self.texts("image.plain_http"),
+                parallel_layers: self.count("image.parallel_layers"),
+                pinned: self.texts("image.pinned"),
+            },
+            network: Network {
+                config_dir: self.path("network.config_dir"),
+                bin_dirs: self.paths("network.bin_dirs"),
+                netns_dir: self.path("network.netns_dir"),
+                deadline: self.duration("network.deadline"),
+                builtin: self.text("network.builtin") == "auto",
+                bridge: self.text("network.bridge"),
+                subnets: self.texts("network.subnets"),
+            },
+        }
+    }
+
+    /// The setting with this dotted path. The table and this file are written together; a test calls all.
+    pub(crate) fn setting(&self, path: &str) -> &Setting {
+        let found = self.settings.iter().find(|(key, _)| key.path() == path);
+        &found.unwrap_or_else(|| unreachable!("no setting {path}")).1
+    }
+
+    fn get(&self, path: &str) -> &Value {
+        &self.setting(path).value
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        match self.get(path) {
+            Value::Path(value) => value.clone(),
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    fn text(&self, path: &str) -> String {
+        match self.get(path) {
+            Value::Text(value) => value.clone(),
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    fn duration(&self, path: &str) -> Duration {
+        match self.get(path) {
+            Value::Duration(value) => *value,
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    fn count(&self, path: &str) -> usize {
+        match self.get(path) {
+            Value::Integer(value) => usize::try_from(*value).unwrap_or(1),
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    fn texts(&self, path: &str) -> Vec<String> {
+        match self.get(path) {
+            Value::Texts(value) => value.clone(),
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+
+    fn paths(&self, path: &str) -> Vec<PathBuf> {
+        match self.get(path) {
+            Value::Paths(value) => value.clone(),
+            other => unreachable!("{path} is {other:?}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::config_raw::Origin;
+
+    fn scratch() -> tempfile::TempDir {
+        tempfile::tempdir().expect("a directory")
+    }
+
+    /// The problems of one file, with its path taken away.
+    fn problems(text: &str) -> String {
+        let dir = scratch();
+        let file = dir.path().join("c.toml");
+        fs::write(&file, text).expect("write");
+        let error = load(&Sources { file: Some(file.clone()), ..Sources::default() }).expect_err(text);
+        error.to_string().replace(&format!("{}:", file.display()), "c.toml:")
+    }
+
+    #[test]
+    #[expect(clippy::too_many_lines, reason = "a table")]
+    fn problems_name_file_line_key_and_what_is_allowed() {
+        let cases = [
+            (
+                "\n[server]\nsokcet = \"/x\"",
+                "c.toml:3: unknown key \"server.sokcet\"; did you mean \"server.socket\"?",
+            ),
+            ("[sever]\nsocket = \"/x\"", "c.toml:1: unknown key \"sever\"; did you mean \"server\"?"),
+            ("plain_http = []", "c.toml:1: unknown key \"plain_http\"; did you mean \"image.plain_http\"?"),
+            (
+                "[plugins.cri]\nx = 1",
+                "c.toml:1: unknown key \"plugins\"; `corten config --default` lists all keys",
+            ),
+            ("server = 3", "c.toml:1: server is a section ([server]), found 3"),
+            ("run_dir = \"run\"", "c.toml:1: run_dir must be an absolute path without \"..\", found \"run\""),
+            (
+                "run_dir = \"/a/../b\"",
+                "c.toml:1: run_dir must be an absolute path without \"..\", found \"/a/../b\"",
+            ),
+            (
+                "[server]\n\nworker_threads = 0",
+                "c.toml:3: server.worker_threads must be a whole number from 1 to 64, found 0",
+            ),
+            (
+                "[server]\nworker_threads = \"two\"",
+                "c.toml:2: server.worker_threads must be a whole number from 1 to 64, found \"two\"",
+            ),
+            (
+                "[server]\nsocket_mode = 660",
+                "c.toml:2: server.socket_mode must be a file mode in octal, \"0000\" to \"0777\", found 660",
+            ),
+            (
+                "[server]\nslow_request = \"5\"",
+                "c.toml:2: server.slow_request must be a duration from 10ms to 1h, as in \"500ms\", \"10s\", \
+                 \"2m\", \"1h\", found \"5\"",
+            ),
+            (
+                "[pod]\nshm_size = \"1KiB\"",
+                "c.toml:2: pod.shm_size must be a size from 4KiB to 1TiB, as in \"64MiB\", found \"1KiB\"",
+            ),
+            (
+                "[log]\nformat = \"xml\"",
+                "c.toml:2: log.format must be one of \"text\", \"json\", found \"xml\"",
+            ),
+            (
+                "[log]\nfilter = \"verbose\"",
+                "c.toml:2: log.filter must be a level (error, warn, info, debug, trace, off) or a list as in \
+                 \"info,image=debug\", found \"verbose\"",
+            ),
+            (
+                "[cgroup]\nparent = \"/\"",
+                "c.toml:2: cgroup.parent must be an absolute cgroup path as in \"/corten\", not \"/\" itself, \
+                 found \"/\"",
+            ),
+            (
+                "[image]\npinned = [\"a\", 1]",
+                "c.toml:2: image.pinned must be a list of strings, as in [\"a\", \"b\"], found [\"a\", 1]",
+            ),
+            (
+                "[network]\nbin_dirs = \"/opt/cni/bin\"",
+                "c.toml:2: network.bin_dirs must be a list of absolute paths, as in [\"/a\", \"/b\"], \
+                 found \"/opt/cni/bin\"",
+            ),
+            (
+                "[network]\nbuiltin = true",
+                "c.toml:2: network.builtin must be one of \"off\", \"auto\", found true",
+            ),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(problems(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_told_with_its_line() {
+        let text = problems("run_dir = \"/run/x\"\nstate_dir = /var\n");
+        assert!(text.starts_with("c.toml:2: "), "{text}");
+        let text = problems("run_dir = \"/a\"\nrun_dir = \"/b\"\n");
+        assert!(text.starts_with("c.toml:2: duplicate key"), "{text}");
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let text = problems("a = 1\n[log]\nformat = 1\n[image]\nparallel_layers = 0\n");
+        assert_eq!(text.lines().count(), 3, "{text}");
+    }
+
+    #[test]
+    fn drop_ins_in_order_of_name_then_flags() {
+        let dir = scratch();
+        let file = dir.path().join("config.toml");
+        let drop_in = dir.path().join("config.d");
+        fs::create_dir(&drop_in).expect("mkdir");
+        fs::write(&file, "run_dir = \"/run/one\"\n[image]\npinned = [\"a\"]\nparallel_layers = 2\n")
+            .expect("write");
+        fs::write(drop_in.join("20-b.toml"), "[image]\nparallel_layers = 7\n").expect("write");
+        fs::write(drop_in.join("10-a.toml"), "# first\n[image]\npinned = [\"b\"]\nparallel_layers = 5\n")
+            .expect("write");
+        fs::write(drop_in.join(".hidden.toml"), "nonsense = 1").expect("write");
+        fs::write(drop_in.join("README"), "nonsense").expect("write");
+        let flags = vec![("--set".to_owned(), "network.builtin".to_owned(), "auto".to_owned())];
+        let loaded = load(&Sources { file: Some(file.clone()), flags, ..Sources::default() }).expect("loads");
+        let config = loaded.config();
+        assert_eq!((config.image.parallel_layers, &config.image.pinned[..]), (7, &["b".to_owned()][..]));
+        assert!(config.network.builtin);
+        assert_eq!(config.server.socket, Path::new("/run/one/corten.sock"), "follows run_dir");
+        assert_eq!(loaded.setting("run_dir").origin, Origin::File(file.clone(), 1));
+        assert_eq!(loaded.setting("image.pinned").origin, Origin::File(drop_in.join("10-a.toml"), 3));
+        assert_eq!(
+            loaded.setting("image.parallel_layers").origin,
+            Origin::File(drop_in.join("20-b.toml"), 2)
+        );
+        assert_eq!(loaded.setting("network.builtin").origin, Origin::Flag("--set".to_owned()));
+        assert_eq!(loaded.setting("state_dir").origin, Origin::Default);
+        assert_eq!(loaded.files, [file, drop_in.join("10-a.toml"), drop_in.join("20-b.toml")]);
+    }
+
+    #[test]
+    fn flags_are_checked_like_files() {
+        let flag = |key: &str, value: &str| {
+            let flags = vec![("--set".to_owned(), key.to_owned(), value.to_owned())];
+            let dir = scratch();
+            let file = dir.path().join("empty.toml");
+            fs::write(&file, "").expect("write");
+            load(&Sources { file: Some(file), flags, ..Sources::default() })
+        };
+        assert_eq!(flag("server.worker_threads", "4").expect("loads").config().server.worker_threads, 4);
+        assert_eq!(
+            flag("image.plain_http", "[\"r:5000\"]").expect("loads").config().image.plain_http,
+            ["r:5000"]
+        );
+        assert_eq!(flag("server.socket", "/s").expect("loads").config().server.socket, Path::new("/s"));
+        let error = flag("server.socke", "/s").expect_err("unknown").to_string();
+        assert_eq!(error, "--set: unknown key \"server.socke\"; did you mean \"server.socket\"?");
+        let error = flag("server.worker_threads", "many").expect_err("not a number").to_string();
+        assert_eq!(error, "--set: server.worker_threads must be a whole number from 1 to 64, found \"many\"");
+    }
+
+    #[test]
+    fn what_a_flag_names_must_be_there() {
+        let error = load(&Sources { file: Some("/nowhere/c.toml".into()), ..Sources::default() })
+            .expect_err("absent");
+        assert_eq!(error.to_string(), "/nowhere/c.toml: No such file or directory (os error 2)");
+        let error =
+            load(&Sources { directory: Some("/nowhere".into()), ..Sources::default() }).expect_err("absent");
+        assert_eq!(error.to_string(), "/nowhere: No such file or directory (os error 2)");
+    }
+}

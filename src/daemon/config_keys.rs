@@ -1,0 +1,449 @@
+//! The table of settings: one row each, with its section, type, default and what people read about it.
+//!
+//! The example file, `corten config`, the checks and the error texts are all made from these rows, so a
+//! setting is written here and in [`crate::config::Config`] and nowhere else.
+//! `{state_dir}` and `{run_dir}` in a default stand for those settings' values.
+
+use std::net::IpAddr;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+/// One setting.
+#[derive(Debug)]
+pub(crate) struct Key {
+    /// Table of the file that it stands in; empty: the top.
+    pub section: &'static str,
+    /// Its name there.
+    pub name: &'static str,
+    /// What values it takes.
+    pub kind: Kind,
+    /// TOML text of the default.
+    pub default: &'static str,
+    /// For people; lines of the example file.
+    pub doc: &'static str,
+}
+
+impl Key {
+    /// `server.socket`, or `run_dir` at the top.
+    pub(crate) fn path(&self) -> String {
+        if self.section.is_empty() { self.name.to_owned() } else { format!("{}.{}", self.section, self.name) }
+    }
+}
+
+/// What a setting's value may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// An absolute path without `..`.
+    Path,
+    /// The same, or empty.
+    OptionalPath,
+    /// Any text.
+    Text,
+    /// Permission bits in octal.
+    Mode,
+    /// A length of time between two bounds.
+    Duration(Duration, Duration),
+    /// A number of bytes between two bounds.
+    Bytes(u64, u64),
+    /// A whole number between two bounds.
+    Integer(i64, i64),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Directives of tracing's filter.
+    Filter,
+    /// A cgroup below the root.
+    Cgroup,
+    /// A list of texts.
+    Texts,
+    /// A list of absolute paths.
+    Paths,
+    /// The name of a network interface.
+    Interface,
+    /// One subnet of each address family at most.
+    Subnets,
+}
+
+/// A checked value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    /// Of Path, OptionalPath.
+    Path(PathBuf),
+    /// Of Text, Choice, Filter, Cgroup, Interface.
+    Text(String),
+    /// Of Mode.
+    Mode(u32),
+    /// Of Duration.
+    Duration(Duration),
+    /// Of Bytes.
+    Bytes(u64),
+    /// Of Integer.
+    Integer(i64),
+    /// Of Texts, Subnets.
+    Texts(Vec<String>),
+    /// Of Paths.
+    Paths(Vec<PathBuf>),
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// All settings, in the order in which the example file has them. `state_dir` and `run_dir` come first,
+/// because other defaults are made of them.
+pub(crate) const KEYS: &[Key] = &[
+    Key {
+        section: "",
+        name: "state_dir",
+        kind: Kind::Path,
+        default: r#""/var/lib/corten""#,
+        doc: "Images, records of pods and containers, writable layers. On a disk that lasts.",
+    },
+    Key {
+        section: "",
+        name: "run_dir",
+        kind: Kind::Path,
+        default: r#""/run/corten""#,
+        doc: "Socket, pid file, pod monitors. On a tmpfs that a reboot clears.\n\
+              A second daemon on the same run_dir or state_dir is refused.",
+    },
+    Key {
+        section: "",
+        name: "runtime",
+        kind: Kind::OptionalPath,
+        default: r#""""#,
+        doc: "The corten-runtime program. Empty: the one beside the corten program,\n\
+              else /usr/libexec/corten/corten-runtime.",
+    },
+    Key {
+        section: "server",
+        name: "socket",
+        kind: Kind::Path,
+        default: r#""{run_dir}/corten.sock""#,
+        doc: "Where CRI is served. Default: corten.sock in run_dir.",
+    },
+    Key {
+        section: "server",
+        name: "socket_mode",
+        kind: Kind::Mode,
+        default: r#""0660""#,
+        doc: "Permissions of the socket. Who may connect is root on this node.",
+    },
+    Key {
+        section: "server",
+        name: "socket_group",
+        kind: Kind::Text,
+        default: r#""""#,
+        doc: "Group of the socket: a name in /etc/group, or a number. Empty: the daemon's own.",
+    },
+    Key {
+        section: "server",
+        name: "worker_threads",
+        kind: Kind::Integer(1, 64),
+        default: "2",
+        doc: "Threads that serve requests. Blocking work has threads of its own.",
+    },
+    Key {
+        section: "server",
+        name: "slow_request",
+        kind: Kind::Duration(Duration::from_millis(10), HOUR),
+        default: r#""5s""#,
+        doc: "A request that takes longer is logged with the step that it is in.",
+    },
+    Key {
+        section: "server",
+        name: "drain_deadline",
+        kind: Kind::Duration(Duration::ZERO, HOUR),
+        default: r#""10s""#,
+        doc: "After SIGTERM: how long running operations may take to finish. Pods go on anyway.",
+    },
+    Key {
+        section: "log",
+        name: "format",
+        kind: Kind::Choice(&["text", "json"]),
+        default: r#""text""#,
+        doc: "\"text\" for people and the journal, \"json\" for machines. To stderr.",
+    },
+    Key {
+        section: "log",
+        name: "filter",
+        kind: Kind::Filter,
+        default: r#""info""#,
+        doc: "A level (error, warn, info, debug, trace), or levels by module as in \"info,image=debug\".",
+    },
+    Key {
+        section: "cgroup",
+        name: "parent",
+        kind: Kind::Cgroup,
+        default: r#""/corten""#,
+        doc: "Cgroup of pods whose request names none. The kubelet always names one.",
+    },
+    Key {
+        section: "pod",
+        name: "shm_size",
+        kind: Kind::Bytes(4096, 1 << 40),
+        default: r#""64MiB""#,
+        doc: "Size of each pod's /dev/shm.",
+    },
+    Key {
+        section: "pod",
+        name: "monitor_deadline",
+        kind: Kind::Duration(SECOND, HOUR),
+        default: r#""10s""#,
+        doc: "How long a pod's monitor may take to become ready.",
+    },
+    Key {
+        section: "image",
+        name: "dir",
+        kind: Kind::Path,
+        default: r#""{state_dir}/images""#,
+        doc: "Where unpacked layers are. Default: images in state_dir.",
+    },
+    Key {
+        section: "image",
+        name: "certs_dirs",
+        kind: Kind::Paths,
+        default: r#"["/etc/corten/certs.d", "/etc/containerd/certs.d"]"#,
+        doc: "Where <registry host>/hosts.toml is looked for (mirrors, certificate authorities);\n\
+              the first directory that has the host wins.",
+    },
+    Key {
+        section: "image",
+        name: "plain_http",
+        kind: Kind::Texts,
+        default: "[]",
+        doc: "Registries (host or host:port) that are spoken to without TLS. Those on loopback always may be.",
+    },
+    Key {
+        section: "image",
+        name: "parallel_layers",
+        kind: Kind::Integer(1, 64),
+        default: "4",
+        doc: "How many layers of an image are fetched and unpacked at once.",
+    },
+    Key {
+        section: "image",
+        name: "pinned",
+        kind: Kind::Texts,
+        default: "[]",
+        doc: "Image references that the kubelet's garbage collection must leave alone.",
+    },
+    Key {
+        section: "network",
+        name: "config_dir",
+        kind: Kind::Path,
+        default: r#""/etc/cni/net.d""#,
+        doc: "CNI configuration; the first *.conflist, *.conf or *.json by name is the pod network.",
+    },
+    Key {
+        section: "network",
+        name: "bin_dirs",
+        kind: Kind::Paths,
+        default: r#"["/opt/cni/bin"]"#,
+        doc: "CNI plugins. The directory of our own plugin, corten-bridge (beside the corten program,\n\
+              or /usr/libexec/corten), is always searched after these.",
+    },
+    Key {
+        section: "network",
+        name: "netns_dir",
+        kind: Kind::Path,
+        default: r#""/run/netns""#,
+        doc: "Where network namespaces of pods are pinned. Several daemons may share it.",
+    },
+    Key {
+        section: "network",
+        name: "deadline",
+        kind: Kind::Duration(SECOND, HOUR),
+        default: r#""60s""#,
+        doc: "How long one CNI plugin call may take.",
+    },
+    Key {
+        section: "network",
+        name: "builtin",
+        kind: Kind::Choice(&["off", "auto"]),
+        default: r#""off""#,
+        doc: "\"auto\": when config_dir has no CNI configuration at start, write 99-corten.conflist there: a\n\
+              bridge of our own. Leave it \"off\" where a cluster's network plugin will arrive later, or pods\n\
+              start on the wrong network before it. `corten network init` writes the same file on demand.",
+    },
+    Key {
+        section: "network",
+        name: "bridge",
+        kind: Kind::Interface,
+        default: r#""corten0""#,
+        doc: "Bridge in the file that builtin = \"auto\" or `corten network init` writes.",
+    },
+    Key {
+        section: "network",
+        name: "subnets",
+        kind: Kind::Subnets,
+        default: r#"["10.187.0.0/16", "fdc0:7e00::/64"]"#,
+        doc: "Subnets in that file. The IPv6 one is left out where the node has no IPv6.",
+    },
+];
+
+impl Kind {
+    /// What may stand there, for error messages.
+    pub(crate) fn allowed(self) -> String {
+        match self {
+            Kind::Path => "an absolute path without \"..\"".into(),
+            Kind::OptionalPath => "an absolute path without \"..\", or \"\"".into(),
+            Kind::Text => "a string".into(),
+            Kind::Mode => "a file mode in octal, \"0000\" to \"0777\"".into(),
+            Kind::Duration(low, high) => format!(
+                "a duration from {} to {}, as in \"500ms\", \"10s\", \"2m\", \"1h\"",
+                show_duration(low),
+                show_duration(high)
+            ),
+            Kind::Bytes(low, high) => {
+                format!("a size from {} to {}, as in \"64MiB\"", show_bytes(low), show_bytes(high))
+            }
+            Kind::Integer(low, high) => format!("a whole number from {low} to {high}"),
+            Kind::Choice(words) => {
+                let quoted: Vec<_> = words.iter().map(|w| format!("{w:?}")).collect();
+                format!("one of {}", quoted.join(", "))
+            }
+            Kind::Filter => {
+                "a level (error, warn, info, debug, trace, off) or a list as in \"info,image=debug\"".into()
+            }
+            Kind::Cgroup => "an absolute cgroup path as in \"/corten\", not \"/\" itself".into(),
+            Kind::Texts => "a list of strings, as in [\"a\", \"b\"]".into(),
+            Kind::Paths => "a list of absolute paths, as in [\"/a\", \"/b\"]".into(),
+            Kind::Interface => {
+                "a network interface's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\"".into()
+            }
+            Kind::Subnets => {
+                "a list of one or two subnets of different families, as in [\"10.1.0.0/16\", \"fd00:1::/64\"]"
+                    .into()
+            }
+        }
+    }
+
+    /// The value, or `None` when it is not an allowed one.
+    pub(crate) fn parse(self, found: &DeValue<'_>) -> Option<Value> {
+        match self {
+            Kind::Path => absolute(found.as_str()?).map(Value::Path),
+            Kind::OptionalPath if found.as_str() == Some("") => Some(Value::Path(PathBuf::new())),
+            Kind::OptionalPath => absolute(found.as_str()?).map(Value::Path),
+            Kind::Text => Some(Value::Text(found.as_str()?.to_owned())),
+            Kind::Mode => {
+                let mode = u32::from_str_radix(found.as_str()?, 8).ok()?;
+                (mode <= 0o777).then_some(Value::Mode(mode))
+            }
+            Kind::Duration(low, high) => {
+                let duration = parse_duration(found.as_str()?)?;
+                (low..=high).contains(&duration).then_some(Value::Duration(duration))
+            }
+            Kind::Bytes(low, high) => {
+                let bytes = parse_bytes(found.as_str()?)?;
+                (low..=high).contains(&bytes).then_some(Value::Bytes(bytes))
+            }
+            Kind::Integer(low, high) => {
+                let integer = found.as_integer()?;
+                let integer = i64::from_str_radix(integer.as_str(), integer.radix()).ok()?;
+                (low..=high).contains(&integer).then_some(Value::Integer(integer))
+            }
+            Kind::Choice(words) => {
+                let word = found.as_str()?;
+                words.contains(&word).then(|| Value::Text(word.to_owned()))
+            }
+            Kind::Filter => {
+                let filter = found.as_str().filter(|f| !f.is_empty() && is_filter(f))?;
+                Some(Value::Text(filter.to_owned()))
+            }
+            Kind::Cgroup => {
+                let path = absolute(found.as_str()?)?.to_str()?.trim_end_matches('/').to_owned();
+                (!path.is_empty()).then_some(Value::Text(path))
+            }
+            Kind::Texts => texts(found)?.map(|t| Some(t.to_owned())).collect::<Option<_>>().map(Value::Texts),
+            Kind::Paths => texts(found)?.map(absolute).collect::<Option<_>>().map(Value::Paths),
+            Kind::Interface => {
+                let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+                let name = found.as_str().filter(|n| (1..=15).contains(&n.len()) && n.chars().all(plain))?;
+                (name != "." && name != "..").then(|| Value::Text(name.to_owned()))
+            }
+            Kind::Subnets => {
+                let subnets: Vec<&str> = texts(found)?.collect();
+                let families: Option<Vec<bool>> = subnets.iter().map(|s| is_ipv6_subnet(s)).collect();
+                matches!(families?[..], [_] | [true, false] | [false, true])
+                    .then(|| Value::Texts(subnets.into_iter().map(str::to_owned).collect()))
+            }
+        }
+    }
+}
+
+impl Value {
+    /// As it stands in a file.
+    pub(crate) fn to_toml(&self) -> String {
+        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+        let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+        match self {
+            Value::Path(path) => quoted(&path.display().to_string()),
+            Value::Text(text) => quoted(text),
+            Value::Mode(mode) => format!("\"{mode:04o}\""),
+            Value::Duration(duration) => quoted(&show_duration(*duration)),
+            Value::Bytes(bytes) => quoted(&show_bytes(*bytes)),
+            Value::Integer(integer) => integer.to_string(),
+            Value::Texts(texts) => list(texts.iter().map(|t| quoted(t)).collect()),
+            Value::Paths(paths) => list(paths.iter().map(|p| quoted(&p.display().to_string())).collect()),
+        }
+    }
+}
+
+/// The strings of a list; the iterator is `None` where an element is not one.
+fn texts<'a>(found: &'a DeValue<'_>) -> Option<impl Iterator<Item = &'a str>> {
+    let list = found.as_array()?;
+    let strings: Option<Vec<&str>> =
+        list.iter().map(|v| v.get_ref().as_str().filter(|s| !s.is_empty())).collect();
+    Some(strings?.into_iter())
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let plain = path.components().all(|c| !matches!(c, Component::ParentDir));
+    (path.is_absolute() && plain && !text.contains('\0')).then(|| path.to_owned())
+}
+
+/// Whether a subnet is one of IPv6; `None` when it is none at all.
+pub(crate) fn is_ipv6_subnet(text: &str) -> Option<bool> {
+    let (address, prefix) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    // Smaller ones have no room for a gateway and a pod.
+    let longest = if address.is_ipv6() { 126 } else { 30 };
+    (1..=longest).contains(&prefix.parse::<u8>().ok()?).then_some(address.is_ipv6())
+}
+
+/// tracing takes any word for a module's name; levels alone or `module=level` are what is meant here.
+fn is_filter(text: &str) -> bool {
+    let level = |l: &str| l.parse::<tracing::level_filters::LevelFilter>().is_ok();
+    let known = |part: &str| part.rsplit_once('=').map_or_else(|| level(part), |(_, l)| level(l));
+    text.split(',').all(|p| known(p.trim())) && tracing_subscriber::EnvFilter::try_new(text).is_ok()
+}
+
+const DURATIONS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+const SIZES: [(&str, u64); 5] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let millis = DURATIONS.iter().find(|(name, _)| *name == unit)?.1;
+    Some(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(millis)?))
+}
+
+fn show_duration(duration: Duration) -> String {
+    let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let fits = |(_, unit): &&(&str, u64)| millis.is_multiple_of(*unit) && millis >= *unit;
+    let (name, unit) = DURATIONS.iter().rev().find(fits).unwrap_or(&("s", 1000));
+    format!("{}{name}", millis / unit)
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let factor = SIZES.iter().find(|(name, _)| *name == unit.trim_start())?.1;
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn show_bytes(bytes: u64) -> String {
+    let (name, unit) = SIZES.iter().find(|(_, unit)| bytes.is_multiple_of(*unit)).unwrap_or(&("B", 1));
+    format!("{}{name}", bytes / unit)
+}

@@ -1,0 +1,239 @@
+//! The files as they are: every known key with its value and where it was written; everything else is
+//! an error that names file and line. All errors are collected, so that people repair a file once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use crate::config_keys::{KEYS, Key, Value};
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Origin {
+    /// Nobody set it.
+    Default,
+    /// A file, and the line in it.
+    File(PathBuf, usize),
+    /// A flag of the command line.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path, line) => write!(f, "{}:{line}", path.display()),
+            Origin::Flag(flag) => f.write_str(flag),
+        }
+    }
+}
+
+/// A value and where it comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Setting {
+    /// The value.
+    pub value: Value,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// What is wrong with the configuration: one line per problem, each with its place.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub(crate) struct ConfigError(pub Vec<String>);
+
+/// What was set, by the key's dotted path. Later calls win over earlier ones, key by key; a list replaces
+/// a list.
+#[derive(Debug, Default)]
+pub(crate) struct Raw {
+    settings: BTreeMap<String, Setting>,
+    problems: Vec<String>,
+}
+
+impl Raw {
+    /// Takes over a file's text.
+    pub(crate) fn add_file(&mut self, path: &Path, text: &str) {
+        match DeTable::parse(text) {
+            Ok(table) => self.walk(&Source { path, text }, "", table.get_ref()),
+            Err(error) => {
+                let line = error.span().map_or(1, |s| line_of(text, s.start));
+                self.problems.push(format!("{}:{line}: {}", path.display(), error.message()));
+            }
+        }
+    }
+
+    /// Takes over `key` with a value as a flag gives it: TOML where it is that, else a string.
+    pub(crate) fn add_flag(&mut self, flag: &str, key: &str, text: &str) {
+        let Some(known) = KEYS.iter().find(|k| k.path() == key) else {
+            self.problems.push(format!("{flag}: {}", unknown(key)));
+            return;
+        };
+        let origin = Origin::Flag(flag.to_owned());
+        match DeValue::parse(text) {
+            Ok(value) => self.add(known, value.get_ref(), origin),
+            Err(_) => self.add(known, &DeValue::String(text.into()), origin),
+        }
+    }
+
+    /// A problem found elsewhere, to be told with the others.
+    pub(crate) fn add_problem(&mut self, problem: String) {
+        self.problems.push(problem);
+    }
+
+    /// All settings in the table's order, defaults filled in.
+    ///
+    /// # Errors
+    /// Everything that was wrong.
+    pub(crate) fn finish(mut self) -> Result<Vec<(&'static Key, Setting)>, ConfigError> {
+        if !self.problems.is_empty() {
+            return Err(ConfigError(self.problems));
+        }
+        let mut all: Vec<(&'static Key, Setting)> = Vec::with_capacity(KEYS.len());
+        for key in KEYS {
+            let setting = self.settings.remove(&key.path()).unwrap_or_else(|| default_of(key, &all));
+            all.push((key, setting));
+        }
+        Ok(all)
+    }
+
+    fn walk(&mut self, source: &Source<'_>, section: &str, table: &DeTable<'_>) {
+        for (name, value) in table {
+            let path = if section.is_empty() {
+                name.get_ref().to_string()
+            } else {
+                format!("{section}.{}", name.get_ref())
+            };
+            let line = line_of(source.text, name.span().start);
+            let place = Origin::File(source.path.to_owned(), line);
+            let is_section = KEYS.iter().any(|k| k.section == path);
+            if let Some(key) = KEYS.iter().find(|k| k.path() == path) {
+                self.add(key, value.get_ref(), place);
+            } else if !is_section {
+                self.problems.push(format!("{place}: {}", unknown(&path)));
+            } else if let Some(inner) = value.get_ref().as_table() {
+                self.walk(source, &path, inner);
+            } else {
+                let found = show_found(value.get_ref());
+                self.problems.push(format!("{place}: {path} is a section ([{path}]), found {found}"));
+            }
+        }
+    }
+
+    fn add(&mut self, key: &Key, value: &DeValue<'_>, origin: Origin) {
+        match key.kind.parse(value) {
+            Some(value) => {
+                self.settings.insert(key.path(), Setting { value, origin });
+            }
+            None => {
+                let found = show_found(value);
+                let allowed = key.kind.allowed();
+                self.problems.push(format!("{origin}: {} must be {allowed}, found {found}", key.path()));
+            }
+        }
+    }
+}
+
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+/// The default, with the directories that it is made of.
+fn default_of(key: &Key, earlier: &[(&'static Key, Setting)]) -> Setting {
+    let parsed = DeValue::parse(key.default).expect("defaults are TOML");
+    let mut text = parsed.get_ref().as_str().unwrap_or_default().to_owned();
+    for (known, setting) in earlier {
+        if let Value::Path(path) = &setting.value {
+            text = text.replace(&format!("{{{}}}", known.path()), &path.display().to_string());
+        }
+    }
+    let value = match parsed.get_ref() {
+        DeValue::String(_) => key.kind.parse(&DeValue::String(text.into())),
+        other => key.kind.parse(other),
+    };
+    let value = value.expect("defaults are allowed values");
+    Setting { value, origin: Origin::Default }
+}
+
+fn unknown(path: &str) -> String {
+    let sections = KEYS.iter().map(|k| k.section.to_owned()).filter(|s| !s.is_empty());
+    let near = |candidate: &String| {
+        let last = |p: &str| p.rsplit('.').next().map(str::to_owned);
+        // The right name in the wrong section is as near as a name with one wrong letter.
+        if last(candidate) == last(path) { 1 } else { distance(candidate, path) }
+    };
+    let best = KEYS.iter().map(Key::path).chain(sections).min_by_key(near);
+    match best {
+        Some(best) if near(&best) <= 1 + path.len() / 4 => {
+            format!("unknown key {path:?}; did you mean {best:?}?")
+        }
+        _ => format!("unknown key {path:?}; `corten config --default` lists all keys"),
+    }
+}
+
+/// Edit distance: letters added, removed, replaced, or swapped with the next one.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let replace = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            let mut best = replace.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count()
+}
+
+fn show_found(value: &DeValue<'_>) -> String {
+    match value {
+        DeValue::String(text) => format!("{text:?}"),
+        DeValue::Integer(integer) => integer.as_str().to_owned(),
+        DeValue::Boolean(value) => value.to_string(),
+        DeValue::Array(items) => {
+            format!("[{}]", items.iter().map(|v| show_found(v.get_ref())).collect::<Vec<_>>().join(", "))
+        }
+        other => format!("a {}", other.type_str()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edit_distance() {
+        for (a, b, expected) in [
+            ("", "abc", 3),
+            ("socket", "socket", 0),
+            ("sokcet", "socket", 1),
+            ("sockt", "socket", 1),
+            ("ab", "xy", 2),
+        ] {
+            assert_eq!(distance(a, b), expected, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn every_default_is_allowed_and_documented() {
+        let all = Raw::default().finish().expect("defaults");
+        for (key, setting) in &all {
+            assert_eq!(setting.origin, Origin::Default);
+            assert!(!key.doc.is_empty(), "{}", key.path());
+            assert!(key.doc.lines().all(|l| l.len() <= 110), "{}", key.path());
+        }
+        let paths: std::collections::BTreeSet<_> = KEYS.iter().map(Key::path).collect();
+        assert_eq!(paths.len(), KEYS.len());
+    }
+}
