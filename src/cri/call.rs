@@ -76,7 +76,7 @@ impl Call {
         let task = tokio::spawn(watched(self.changes, slow, work).instrument(span));
         let answer = task.await.unwrap_or_else(|panic| {
             let error = Error::because(Kind::Internal, "the call ended early", panic);
-            self.span.in_scope(|| warn!(error = %error.chain(), "call failed"));
+            self.span.in_scope(|| warn!(error = %status::message(&error), "call failed"));
             Err(error)
         });
         answer.map(Response::new).map_err(|error| status::of(&error))
@@ -111,9 +111,9 @@ async fn watched<T>(changes: bool, slow: Duration, work: impl Future<Output = Re
         Ok(_) => debug!(?took, "done"),
         // the ordinary answer to a question about something that is gone
         Err(error) if !changes && error.kind == Kind::NotFound => {
-            debug!(?took, error = %error.chain(), "not found")
+            debug!(?took, error = %status::message(error), "not found")
         }
-        Err(error) => warn!(?took, error = %error.chain(), "call failed"),
+        Err(error) => warn!(?took, error = %status::message(error), "call failed"),
     }
     answer
 }

@@ -4,12 +4,28 @@
 //! with the request's span around it. Deadlines of ours are DEADLINE_EXCEEDED, so that a client can tell them from
 //! CANCELLED, which is what it gets when its own deadline passes.
 
+use std::error::Error as _;
+
 use engine::{Error, Kind};
 use tonic::{Code, Status};
 
 /// The status for an error of the engine.
 pub(crate) fn of(error: &Error) -> Status {
-    Status::new(code(error.kind), error.chain())
+    Status::new(code(error.kind), message(error))
+}
+
+/// What was being done to what, and every cause; said once when a message quotes its own cause.
+pub(crate) fn message(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        if !text.ends_with(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// The status for a call that this version does not answer.
@@ -58,6 +74,13 @@ mod tests {
             of(&error).message(),
             "start container 3f: exec /bin/nothing: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn a_cause_that_is_quoted_is_not_said_twice() {
+        let cause = std::io::Error::from_raw_os_error(2);
+        let error = Error::because(Kind::Internal, format!("read config.json: {cause}"), cause);
+        assert_eq!(message(&error), "read config.json: No such file or directory (os error 2)");
     }
 
     #[test]

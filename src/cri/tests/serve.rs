@@ -1,0 +1,244 @@
+//! The server on a real socket, with a real (empty) engine behind it, spoken to by the generated client.
+
+use std::future::pending;
+use std::path::Path;
+use std::time::Duration;
+
+use cri::client::Channel;
+use cri::proto::runtime::v1::image_service_client::ImageServiceClient;
+use cri::proto::runtime::v1::runtime_service_client::RuntimeServiceClient;
+use cri::proto::runtime::v1::*;
+use engine::{Engine, Settings, image, network};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+const LONG: Duration = Duration::from_secs(20);
+
+struct Node {
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+    dir: TempDir,
+}
+
+async fn engine(dir: &Path) -> Engine {
+    let images = image::Settings { root: dir.join("images"), ..Default::default() };
+    let network = network::Settings {
+        config_dir: dir.join("net.d"),
+        bin_dirs: Vec::new(),
+        state_dir: dir.join("network"),
+        netns_dir: dir.join("netns"),
+        deadline: LONG,
+    };
+    let settings = Settings {
+        state_dir: dir.join("state"),
+        run_dir: dir.join("run"),
+        // never started here; only copied
+        runtime: "/bin/true".into(),
+        ..Default::default()
+    };
+    let images = image::Store::open(images).await.expect("an image store");
+    Engine::open(settings, images, network::Network::new(network)).await.expect("an engine")
+}
+
+async fn node() -> Node {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    let engine = engine(dir.path()).await;
+    let socket = dir.path().join("corten.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let (stop, stopped) = oneshot::channel();
+    let info = cri::Info { version: "1.2.3".into(), slow_request: LONG, config: "{}".into() };
+    let server = tokio::spawn(async move {
+        let shutdown = async {
+            if stopped.await.is_err() {
+                // the test is over without having stopped the server: the runtime's end ends it
+                pending::<()>().await;
+            }
+        };
+        cri::serve(listener, engine, info, shutdown).await.expect("serve");
+    });
+    let channel = cri::client::connect(&socket).await.expect("connect");
+    let runtime = RuntimeServiceClient::new(channel.clone());
+    Node { runtime, images: ImageServiceClient::new(channel), stop, server, dir }
+}
+
+fn refusal<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
+    let status = answer.expect_err("a refusal");
+    (status.code(), status.message().to_owned())
+}
+
+#[tokio::test]
+async fn it_says_who_it_is() {
+    let mut node = node().await;
+    let version = node.runtime.version(VersionRequest::default()).await.unwrap().into_inner();
+    assert_eq!((version.runtime_name.as_str(), version.runtime_version.as_str()), ("corten", "1.2.3"));
+    assert_eq!(version.runtime_api_version, "v1");
+    let config = node.runtime.runtime_config(RuntimeConfigRequest {}).await.unwrap().into_inner();
+    assert_eq!(config.linux.unwrap().cgroup_driver(), CgroupDriver::Cgroupfs);
+    let status = node.runtime.status(StatusRequest { verbose: true }).await.unwrap().into_inner();
+    let conditions = status.status.unwrap().conditions;
+    let names: Vec<_> = conditions.iter().map(|condition| condition.r#type.as_str()).collect();
+    assert_eq!(names, ["RuntimeReady", "NetworkReady"]);
+    assert!(status.info.contains_key("config"));
+}
+
+#[tokio::test]
+async fn an_empty_node_answers_with_nothing() {
+    let mut node = node().await;
+    assert!(
+        node.runtime
+            .list_pod_sandbox(ListPodSandboxRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .items
+            .is_empty()
+    );
+    let listed = node.runtime.list_containers(ListContainersRequest::default()).await.unwrap().into_inner();
+    assert!(listed.containers.is_empty());
+    let stats =
+        node.runtime.list_container_stats(ListContainerStatsRequest::default()).await.unwrap().into_inner();
+    assert!(stats.stats.is_empty());
+    assert!(
+        node.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images.is_empty()
+    );
+    let image = Some(ImageSpec { image: "busybox".into(), ..Default::default() });
+    let status = ImageStatusRequest { image: image.clone(), verbose: true };
+    assert_eq!(node.images.image_status(status).await.unwrap().into_inner(), ImageStatusResponse::default());
+    node.images
+        .remove_image(RemoveImageRequest { image })
+        .await
+        .expect("removal of an unknown image is fine");
+    let fs = node.images.image_fs_info(ImageFsInfoRequest {}).await.unwrap().into_inner();
+    assert!(fs.image_filesystems[0].timestamp > 0);
+    assert!(
+        fs.image_filesystems[0]
+            .fs_id
+            .as_ref()
+            .unwrap()
+            .mountpoint
+            .starts_with(node.dir.path().to_str().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn streams_of_nothing_end_without_a_message() {
+    let mut node = node().await;
+    let mut pods =
+        node.runtime.stream_pod_sandboxes(StreamPodSandboxesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(pods.message().await.unwrap(), None);
+    let mut images = node.images.stream_images(StreamImagesRequest::default()).await.unwrap().into_inner();
+    assert_eq!(images.message().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_is_unknown_is_not_found_and_its_removal_is_fine() {
+    let mut node = node().await;
+    let id = || "f".repeat(64);
+    let status = PodSandboxStatusRequest { pod_sandbox_id: id(), verbose: false };
+    assert_eq!(refusal(node.runtime.pod_sandbox_status(status).await).0, Code::NotFound);
+    let status = ContainerStatusRequest { container_id: id(), verbose: true };
+    assert_eq!(refusal(node.runtime.container_status(status).await).0, Code::NotFound);
+    let stats = ContainerStatsRequest { container_id: id() };
+    assert_eq!(refusal(node.runtime.container_stats(stats).await).0, Code::NotFound);
+    let start = StartContainerRequest { container_id: id() };
+    assert_eq!(refusal(node.runtime.start_container(start).await).0, Code::NotFound);
+    let exec = ExecSyncRequest { container_id: id(), cmd: vec!["true".into()], timeout: 1 };
+    assert_eq!(refusal(node.runtime.exec_sync(exec).await).0, Code::NotFound);
+
+    let fine = "an unknown id is fine";
+    node.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id() }).await.expect(fine);
+    node.runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id() }).await.expect(fine);
+    node.runtime.stop_container(StopContainerRequest { container_id: id(), timeout: 0 }).await.expect(fine);
+    node.runtime.remove_container(RemoveContainerRequest { container_id: id() }).await.expect(fine);
+}
+
+#[tokio::test]
+async fn an_empty_id_is_nobodys_prefix() {
+    let mut node = node().await;
+    let refused = |field: &str| (Code::InvalidArgument, format!("{field}: missing"));
+    let (pod, container) = (refused("pod_sandbox_id"), refused("container_id"));
+    assert_eq!(refusal(node.runtime.stop_pod_sandbox(StopPodSandboxRequest::default()).await), pod);
+    assert_eq!(refusal(node.runtime.remove_pod_sandbox(RemovePodSandboxRequest::default()).await), pod);
+    assert_eq!(refusal(node.runtime.pod_sandbox_status(PodSandboxStatusRequest::default()).await), pod);
+    assert_eq!(refusal(node.runtime.create_container(CreateContainerRequest::default()).await), pod);
+    assert_eq!(refusal(node.runtime.start_container(StartContainerRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.stop_container(StopContainerRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.remove_container(RemoveContainerRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.container_status(ContainerStatusRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.container_stats(ContainerStatsRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.exec_sync(ExecSyncRequest::default()).await), container);
+    assert_eq!(
+        refusal(node.runtime.reopen_container_log(ReopenContainerLogRequest::default()).await),
+        container
+    );
+    let update = UpdateContainerResourcesRequest::default();
+    assert_eq!(refusal(node.runtime.update_container_resources(update).await), container);
+}
+
+#[tokio::test]
+async fn what_comes_later_is_refused_by_name() {
+    let mut node = node().await;
+    let r = &mut node.runtime;
+    for (rpc, got) in [
+        (
+            "UpdateRuntimeConfig",
+            refusal(r.update_runtime_config(UpdateRuntimeConfigRequest::default()).await),
+        ),
+        (
+            "UpdatePodSandboxResources",
+            refusal(r.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest::default()).await),
+        ),
+        ("Exec", refusal(r.exec(ExecRequest::default()).await)),
+        ("Attach", refusal(r.attach(AttachRequest::default()).await)),
+        ("PortForward", refusal(r.port_forward(PortForwardRequest::default()).await)),
+        ("PodSandboxStats", refusal(r.pod_sandbox_stats(PodSandboxStatsRequest::default()).await)),
+        (
+            "ListPodSandboxStats",
+            refusal(r.list_pod_sandbox_stats(ListPodSandboxStatsRequest::default()).await),
+        ),
+        (
+            "StreamPodSandboxStats",
+            refusal(r.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest::default()).await),
+        ),
+        ("GetContainerEvents", refusal(r.get_container_events(GetEventsRequest {}).await)),
+        ("ListMetricDescriptors", refusal(r.list_metric_descriptors(ListMetricDescriptorsRequest {}).await)),
+        ("ListPodSandboxMetrics", refusal(r.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).await)),
+        (
+            "StreamPodSandboxMetrics",
+            refusal(r.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest {}).await),
+        ),
+        ("CheckpointContainer", refusal(r.checkpoint_container(CheckpointContainerRequest::default()).await)),
+        ("CheckpointPod", refusal(r.checkpoint_pod(CheckpointPodRequest::default()).await)),
+        ("RestorePod", refusal(r.restore_pod(RestorePodRequest::default()).await)),
+    ] {
+        assert_eq!(got, (Code::Unimplemented, format!("{rpc}: not supported yet")));
+    }
+}
+
+fn with_annotation(bytes: usize) -> RunPodSandboxRequest {
+    let annotations = [("a".to_owned(), "x".repeat(bytes))].into();
+    let config = PodSandboxConfig { annotations, ..Default::default() };
+    RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() }
+}
+
+#[tokio::test]
+async fn large_requests_are_read_and_enormous_ones_are_not() {
+    let mut node = node().await;
+    let large = refusal(node.runtime.run_pod_sandbox(with_annotation(15 << 20)).await);
+    assert_eq!(large, (Code::InvalidArgument, "config.metadata: missing".to_owned()));
+    let enormous = refusal(node.runtime.run_pod_sandbox(with_annotation(17 << 20)).await);
+    assert_eq!(enormous.0, Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn it_ends_when_it_is_told_to() {
+    let mut node = node().await;
+    node.runtime.version(VersionRequest::default()).await.unwrap();
+    node.stop.send(()).expect("the server listens for its end");
+    tokio::time::timeout(LONG, node.server).await.expect("the server ends").expect("without a panic");
+}
