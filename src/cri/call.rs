@@ -17,12 +17,13 @@ use tracing::{Instrument as _, Span, debug, info, warn};
 
 use crate::status;
 
-/// A span for a call that changes something; `sandbox` and `container` can be recorded later.
+/// A span for a call that changes something; what is not known yet can be filled in later ([`note`]).
 macro_rules! change {
     ($rpc:literal $(, $field:ident = $value:expr)*) => {
         $crate::call::Call::change(tracing::info_span!(
             "rpc", rpc = $rpc,
-            sandbox = tracing::field::Empty, container = tracing::field::Empty, image = tracing::field::Empty,
+            name = tracing::field::Empty, sandbox = tracing::field::Empty, container = tracing::field::Empty,
+            image = tracing::field::Empty,
         ))$(.with(stringify!($field), $value))*
     };
 }
@@ -32,7 +33,8 @@ macro_rules! read {
     ($rpc:literal $(, $field:ident = $value:expr)*) => {
         $crate::call::Call::read(tracing::debug_span!(
             "rpc", rpc = $rpc,
-            sandbox = tracing::field::Empty, container = tracing::field::Empty, image = tracing::field::Empty,
+            name = tracing::field::Empty, sandbox = tracing::field::Empty, container = tracing::field::Empty,
+            image = tracing::field::Empty,
         ))$(.with(stringify!($field), $value))*
     };
 }
@@ -64,6 +66,16 @@ impl Call {
         self
     }
 
+    /// Answer from what is in memory: nothing to wait for, so neither a task nor a word about time.
+    pub(crate) fn answer<T>(self, work: impl FnOnce() -> Result<T>) -> std::result::Result<T, Status> {
+        self.span.in_scope(|| {
+            work().map_err(|error| {
+                warn!(error = %status::message(&error), "call failed");
+                status::of(&error)
+            })
+        })
+    }
+
     /// Run a call to its end, whether or not the client waits for it.
     ///
     /// `slow` is after how long its step is logged; said again after twice that time, and so on.
@@ -83,9 +95,9 @@ impl Call {
     }
 }
 
-/// The id that a call has made, for its span.
-pub(crate) fn made(field: &'static str, id: &impl std::fmt::Display) {
-    Span::current().record(field, id.to_string());
+/// Fill in a field of the running call's span: what a request asks for, the id that it has made.
+pub(crate) fn note(field: &'static str, value: impl std::fmt::Display) {
+    Span::current().record(field, value.to_string());
 }
 
 async fn watched<T>(changes: bool, slow: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {

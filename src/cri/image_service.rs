@@ -5,7 +5,7 @@ use std::time::Duration;
 use engine::{Engine, Error};
 use tonic::{Request, Response, Status};
 
-use crate::call::{change, read};
+use crate::call::{Call, change, read};
 use crate::proto::runtime::v1::image_service_server::ImageService;
 use crate::proto::runtime::v1::*;
 use crate::streams::{Items, stream};
@@ -24,11 +24,13 @@ impl Images {
     }
 
     /// What ListImages and StreamImages answer.
-    fn listed(&self, filter: Option<ImageFilter>) -> Vec<Image> {
-        let store = self.engine.images();
-        let name = parse::image::filter(filter);
-        let images = if name.is_empty() { store.list() } else { store.find(&name).into_iter().collect() };
-        images.iter().map(|image| render::image::item(image)).collect()
+    fn images(&self, call: Call, filter: Option<ImageFilter>) -> Result<Vec<Image>, Status> {
+        call.answer(|| {
+            let store = self.engine.images();
+            let name = parse::image::filter(filter);
+            let images = if name.is_empty() { store.list() } else { store.find(&name).into_iter().collect() };
+            Ok(images.iter().map(|image| render::image::item(image)).collect())
+        })
     }
 }
 
@@ -37,13 +39,14 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
-        Ok(Response::new(ListImagesResponse { images: self.listed(request.into_inner().filter) }))
+        let images = self.images(read!("ListImages"), request.into_inner().filter)?;
+        Ok(Response::new(ListImagesResponse { images }))
     }
 
     type StreamImagesStream = Items<StreamImagesResponse>;
 
     async fn stream_images(&self, request: Request<StreamImagesRequest>) -> Answer<Self::StreamImagesStream> {
-        let images = self.listed(request.into_inner().filter);
+        let images = self.images(read!("StreamImages"), request.into_inner().filter)?;
         Ok(stream(images, |images| StreamImagesResponse { images }))
     }
 

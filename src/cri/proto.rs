@@ -35,3 +35,24 @@ impl fmt::Debug for runtime::v1::AuthConfig {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_never_printed() {
+        let auth = runtime::v1::AuthConfig {
+            username: "me".into(),
+            password: "secret-1".into(),
+            auth: "secret-2".into(),
+            server_address: "registry.test".into(),
+            identity_token: "secret-3".into(),
+            registry_token: "secret-4".into(),
+        };
+        let request = runtime::v1::PullImageRequest { auth: Some(auth), ..Default::default() };
+        let text = format!("{request:?}");
+        assert!(text.contains("me") && text.contains("registry.test"), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+    }
+}

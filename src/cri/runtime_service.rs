@@ -4,13 +4,13 @@
 
 use std::sync::Arc;
 
-use engine::{Engine, Result};
+use engine::Engine;
 use tonic::{Request, Response, Status};
 
-use crate::call::{change, made, read};
+use crate::call::{Call, change, note, read};
 use crate::proto::runtime::v1::runtime_service_server::RuntimeService;
 use crate::proto::runtime::v1::*;
-use crate::status::{self, later};
+use crate::status::later;
 use crate::streams::{Items, stream};
 use crate::{Info, parse, render};
 
@@ -26,34 +26,39 @@ impl Runtime {
         Runtime { engine, info: Arc::new(info) }
     }
 
-    fn listed_pods(&self, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>> {
-        let pods = self.engine.list_pods(&parse::filter::pods(filter)?);
-        Ok(pods.iter().map(render::pod::item).collect())
+    /// What ListPodSandbox and StreamPodSandboxes answer.
+    fn pods(&self, call: Call, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>, Status> {
+        call.answer(|| {
+            let pods = self.engine.list_pods(&parse::filter::pods(filter)?);
+            Ok(pods.iter().map(render::pod::item).collect())
+        })
     }
 
-    fn listed_containers(&self, filter: Option<ContainerFilter>) -> Result<Vec<Container>> {
-        let containers = self.engine.list_containers(&parse::filter::containers(filter)?);
-        Ok(containers.iter().map(render::container::item).collect())
+    /// What ListContainers and StreamContainers answer.
+    fn containers(&self, call: Call, filter: Option<ContainerFilter>) -> Result<Vec<Container>, Status> {
+        call.answer(|| {
+            let containers = self.engine.list_containers(&parse::filter::containers(filter)?);
+            Ok(containers.iter().map(render::container::item).collect())
+        })
+    }
+
+    /// What ListContainerStats and StreamContainerStats answer.
+    async fn stats(&self, call: Call, filter: Option<ContainerStatsFilter>) -> Answer<Vec<ContainerStats>> {
+        let engine = self.engine.clone();
+        call.run(self.info.slow_request, async move {
+            let used = engine.list_usage(&parse::filter::stats(filter)).await;
+            Ok(used.iter().map(|(status, usage)| render::stats::container(status, usage)).collect())
+        })
+        .await
     }
 }
 
-/// The figures of the containers that match.
-async fn listed_stats(engine: &Engine, filter: Option<ContainerStatsFilter>) -> Vec<ContainerStats> {
-    let used = engine.list_usage(&parse::filter::stats(filter)).await;
-    used.iter().map(|(status, usage)| render::stats::container(status, usage)).collect()
-}
-
-type Answer<T> = std::result::Result<Response<T>, Status>;
-
-/// What lists answer: at once, without a task, a span or a log line, for the kubelet asks every second.
-fn at_once<T>(answer: Result<T>) -> Answer<T> {
-    answer.map(Response::new).map_err(|error| status::of(&error))
-}
+type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
     async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
-        at_once(Ok(render::node::version(&self.info)))
+        Ok(Response::new(render::node::version(&self.info)))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
@@ -66,7 +71,7 @@ impl RuntimeService for Runtime {
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
-        at_once(Ok(render::node::runtime_config()))
+        Ok(Response::new(render::node::runtime_config()))
     }
 
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
@@ -74,9 +79,9 @@ impl RuntimeService for Runtime {
         change!("RunPodSandbox")
             .run(self.info.slow_request, async move {
                 let config = parse::pod::run(request)?;
-                tracing::debug!(name = ?config.name, "asked for");
+                note("name", format_args!("{}/{}", config.name.namespace, config.name.name));
                 let id = engine.run_pod(config).await?;
-                made("sandbox", &id);
+                note("sandbox", &id);
                 Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
             })
             .await
@@ -127,7 +132,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Answer<ListPodSandboxResponse> {
-        at_once(self.listed_pods(request.into_inner().filter).map(|items| ListPodSandboxResponse { items }))
+        let items = self.pods(read!("ListPodSandbox"), request.into_inner().filter)?;
+        Ok(Response::new(ListPodSandboxResponse { items }))
     }
 
     type StreamPodSandboxesStream = Items<StreamPodSandboxesResponse>;
@@ -136,7 +142,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        let pods = self.listed_pods(request.into_inner().filter).map_err(|error| status::of(&error))?;
+        let pods = self.pods(read!("StreamPodSandboxes"), request.into_inner().filter)?;
         Ok(stream(pods, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
@@ -155,7 +161,7 @@ impl RuntimeService for Runtime {
                     "asked for"
                 );
                 let id = engine.create_container(&pod, config).await?;
-                made("container", &id);
+                note("container", &id);
                 Ok(CreateContainerResponse { container_id: id.into() })
             })
             .await
@@ -202,8 +208,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Answer<ListContainersResponse> {
-        let containers = self.listed_containers(request.into_inner().filter);
-        at_once(containers.map(|containers| ListContainersResponse { containers }))
+        let containers = self.containers(read!("ListContainers"), request.into_inner().filter)?;
+        Ok(Response::new(ListContainersResponse { containers }))
     }
 
     type StreamContainersStream = Items<StreamContainersResponse>;
@@ -212,8 +218,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        let containers =
-            self.listed_containers(request.into_inner().filter).map_err(|error| status::of(&error))?;
+        let containers = self.containers(read!("StreamContainers"), request.into_inner().filter)?;
         Ok(stream(containers, |containers| StreamContainersResponse { containers }))
     }
 
@@ -293,12 +298,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
-        let (filter, engine) = (request.into_inner().filter, self.engine.clone());
-        read!("ListContainerStats")
-            .run(self.info.slow_request, async move {
-                Ok(ListContainerStatsResponse { stats: listed_stats(&engine, filter).await })
-            })
-            .await
+        let stats = self.stats(read!("ListContainerStats"), request.into_inner().filter).await?.into_inner();
+        Ok(Response::new(ListContainerStatsResponse { stats }))
     }
 
     type StreamContainerStatsStream = Items<StreamContainerStatsResponse>;
@@ -307,7 +308,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        let stats = listed_stats(&self.engine, request.into_inner().filter).await;
+        let stats =
+            self.stats(read!("StreamContainerStats"), request.into_inner().filter).await?.into_inner();
         Ok(stream(stats, |container_stats| StreamContainerStatsResponse { container_stats }))
     }
 
