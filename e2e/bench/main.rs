@@ -11,6 +11,8 @@
 //! | `oci` | `run /bin/true` with an OCI runtime's command line |
 //! | `table` | medians, p95, ratios; the JSON file |
 
+#![forbid(unsafe_code)]
+
 mod memory;
 mod oci;
 mod pods;

@@ -8,6 +8,8 @@
 //! What must never happen: a wrong exit code, a line lost or doubled, a repeated request that is refused, a workload that
 //! stops, a pod that stays. What stays on the node besides is the leak check of `cargo xtask node`.
 
+#![forbid(unsafe_code)]
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -8,6 +8,8 @@
 //! | `node` | the kubelet process: configuration, start, stop, what it says of pods |
 //! | `steps` | what is asked of it |
 
+#![forbid(unsafe_code)]
+
 mod node;
 mod steps;
 
