@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+mod cli;
+
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -19,8 +21,7 @@ fn main() -> ExitCode {
     if args.next_if(|first| first == "monitor").is_some() {
         return monitor_main(args.collect());
     }
-    eprintln!("corten-runtime: not built yet");
-    ExitCode::FAILURE
+    cli::main(args.collect())
 }
 
 fn monitor_main(args: Vec<OsString>) -> ExitCode {

@@ -1,0 +1,159 @@
+//! `kill` and `delete`.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use sys::cgroup::Cgroup;
+
+use super::args::{Global, Kill};
+use super::record::{self, Record, Status};
+use super::{Doing, Failed, Result, warn};
+
+/// How long a killed container may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A signal by number or name, with or without SIG, also SIGRTMIN+3.
+pub(crate) fn parse_signal(text: &str) -> std::result::Result<i32, String> {
+    let bad = || format!("{text:?} is not a signal");
+    if let Ok(number) = text.parse::<i32>() {
+        return if (1..=64).contains(&number) { Ok(number) } else { Err(bad()) };
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    let realtime = |base: i32, rest: &str| {
+        let offset = if rest.is_empty() { Some(0) } else { rest.parse::<i32>().ok() };
+        offset.map(|n| base + n).filter(|n| (34..=64).contains(n)).ok_or_else(bad)
+    };
+    if let Some(rest) = name.strip_prefix("RTMIN") {
+        return realtime(34, rest);
+    }
+    if let Some(rest) = name.strip_prefix("RTMAX") {
+        return realtime(64, rest);
+    }
+    let signal: nix::sys::signal::Signal = format!("SIG{name}").parse().map_err(|_| bad())?;
+    Ok(signal as i32)
+}
+
+/// `kill`
+pub(crate) fn kill(global: &Global, kill: &Kill) -> Result<()> {
+    let record = record::load(global, &kill.id)?;
+    let what = || format!("send signal {} to container {:?}", kill.signal, kill.id);
+    if kill.all
+        && let Some(cgroup) = record.cgroup()
+    {
+        return signal_all(&cgroup, kill.signal).doing(what);
+    }
+    let init = record.init().ok_or_else(|| Failed(format!("{}: container not running", what())))?;
+    sys::process::pidfd_signal(init.as_fd(), kill.signal).doing(what)
+}
+
+fn signal_all(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
+    if signal == libc::SIGKILL {
+        return cgroup.kill();
+    }
+    for pid in cgroup.processes()? {
+        match sys::process::pidfd_open(pid).and_then(|fd| sys::process::pidfd_signal(fd.as_fd(), signal)) {
+            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// `delete`: a container that runs is refused, or with `force` killed first. One that waits for its start is killed.
+pub(crate) fn delete(global: &Global, id: &str, force: bool) -> Result<()> {
+    let Some(record) = record::find(global, id)? else {
+        return if force {
+            clear(global, id)
+        } else {
+            Err(Failed(format!("container {id:?} does not exist")))
+        };
+    };
+    let status = record.status();
+    if matches!(status, Status::Running | Status::Paused) && !force {
+        return Err(Failed(format!(
+            "container {id:?} is {}: it must be stopped first (or use --force)",
+            status.name()
+        )));
+    }
+    remove(global, &record)
+}
+
+/// A directory without a record: what a killed `create` left.
+fn clear(global: &Global, id: &str) -> Result<()> {
+    remove_directory(global, id)
+}
+
+/// Kill what is left of a container and remove all of it.
+pub(crate) fn remove(global: &Global, record: &Record) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let init = record.init();
+    if let Some(init) = &init {
+        let _ = sys::process::pidfd_signal(init.as_fd(), libc::SIGKILL);
+    }
+    if let Some(cgroup) = record.cgroup() {
+        empty(&cgroup, deadline)
+            .doing(|| format!("remove cgroup {} of container {:?}", cgroup.path(), record.id))?;
+    }
+    if let Some(init) = init {
+        wait_for(&init, deadline, &record.id)?;
+    }
+    if let Err(error) = executor::hooks::poststop(&record.id, &record.bundle) {
+        warn(global, &error.to_string());
+    }
+    remove_directory(global, &record.id)
+}
+
+fn wait_for(init: &OwnedFd, deadline: Instant, id: &str) -> Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let ended =
+        sys::process::wait_for_end(init.as_fd(), left).doing(|| format!("wait for container {id:?}"))?;
+    if ended { Ok(()) } else { Err(Failed(format!("container {id:?} does not end although it was killed"))) }
+}
+
+/// Kill, thaw and remove until it works.
+fn empty(cgroup: &Cgroup, deadline: Instant) -> std::io::Result<()> {
+    let mut pause = Duration::from_micros(500);
+    loop {
+        let left = cgroup.processes().unwrap_or_default();
+        if !left.is_empty() {
+            cgroup.kill()?;
+            // Something frozen must thaw to die.
+            let _ = cgroup.thaw();
+        }
+        match cgroup.remove() {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+fn remove_directory(global: &Global, id: &str) -> Result<()> {
+    let path = record::directory(global, id);
+    match fs::remove_dir_all(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).doing(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_signal;
+
+    #[test]
+    fn signals() {
+        for (text, number) in
+            [("9", 9), ("KILL", 9), ("SIGTERM", 15), ("sigint", 2), ("RTMIN+3", 37), ("SIGRTMAX-1", 63)]
+        {
+            assert_eq!(parse_signal(text), Ok(number), "{text}");
+        }
+        for bad in ["0", "65", "-9", "", "SIG", "NOPE", "RTMIN+99", "RTMIN+x"] {
+            assert!(parse_signal(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! What is kept of a container between two commands, and what can be seen of it: `state`, `list`, `ps`.
+//!
+//! ```text
+//! <root>/<id>/state.json   the record (versioned; replaced by rename)
+//! <root>/<id>/start.sock   the gate, while init waits for `start`
+//! <root>/.seccomp/         compiled filters
+//! ```
+//!
+//! The process is named by pid and start time; whether it lives is always looked up, never recorded.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sys::cgroup::Cgroup;
+
+use super::args::{Global, List, Ps};
+use super::{Doing, Failed, Result, print};
+
+/// Version of the record; fields are only added, each with a default.
+const VERSION: u32 = 1;
+
+/// The record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) version: u32,
+    pub(crate) id: String,
+    /// Init; 0 while it is being made.
+    pub(crate) pid: i32,
+    #[serde(default)]
+    pub(crate) start_time: u64,
+    pub(crate) bundle: PathBuf,
+    #[serde(default)]
+    pub(crate) rootfs: PathBuf,
+    /// RFC 3339.
+    #[serde(default)]
+    pub(crate) created: String,
+    /// Path of its cgroup; empty while it is being made.
+    #[serde(default)]
+    pub(crate) cgroup: String,
+    /// `start` was called.
+    #[serde(default)]
+    pub(crate) started: bool,
+    #[serde(default)]
+    pub(crate) annotations: std::collections::BTreeMap<String, String>,
+}
+
+/// Where it is in its life, as OCI and runc name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        }
+    }
+}
+
+/// Directory of a container.
+pub(crate) fn directory(global: &Global, id: &str) -> PathBuf {
+    global.root.join(id)
+}
+
+/// Where `start` reaches a waiting init.
+pub(crate) fn gate(global: &Global, id: &str) -> PathBuf {
+    directory(global, id).join("start.sock")
+}
+
+/// Compiled seccomp filters.
+pub(crate) fn seccomp_cache(global: &Global) -> PathBuf {
+    global.root.join(".seccomp")
+}
+
+/// The record of a container; `None`: there is no such container.
+pub(crate) fn find(global: &Global, id: &str) -> Result<Option<Record>> {
+    let path = directory(global, id).join("state.json");
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e).doing(|| format!("read {}", path.display())),
+    };
+    let record = serde_json::from_slice(&text).map_err(|e| Failed(format!("{}: {e}", path.display())))?;
+    Ok(Some(record))
+}
+
+/// The record of a container that must be there.
+pub(crate) fn load(global: &Global, id: &str) -> Result<Record> {
+    find(global, id)?.ok_or_else(|| Failed(format!("container {id:?} does not exist")))
+}
+
+impl Record {
+    /// Of a container that is about to be made.
+    pub(crate) fn new(id: &str, bundle: &Path) -> Record {
+        Record {
+            version: VERSION,
+            id: id.to_owned(),
+            pid: 0,
+            start_time: 0,
+            bundle: bundle.to_owned(),
+            rootfs: PathBuf::new(),
+            created: monitor::lines::timestamp(monitor::lines::now()),
+            cgroup: String::new(),
+            started: false,
+            annotations: Default::default(),
+        }
+    }
+
+    /// Put it in its place.
+    pub(crate) fn save(&self, global: &Global) -> Result<()> {
+        let path = directory(global, &self.id).join("state.json");
+        let text = serde_json::to_vec(self).map_err(|e| Failed(format!("write {}: {e}", path.display())))?;
+        monitor::record::replace(&path, &text, false).doing(|| format!("write {}", path.display()))
+    }
+
+    /// A descriptor of init; `None`: it has ended, or was never made.
+    pub(crate) fn init(&self) -> Option<OwnedFd> {
+        if self.pid <= 0 {
+            return None;
+        }
+        let pidfd = sys::process::pidfd_open(self.pid).ok()?;
+        // Looked at after the descriptor is there: then both are of the same process.
+        let same = sys::process::start_time(self.pid).ok()? == self.start_time;
+        (same && !is_zombie(self.pid)).then_some(pidfd)
+    }
+
+    /// What can be seen of it now.
+    pub(crate) fn status(&self) -> Status {
+        if self.pid == 0 {
+            return Status::Creating;
+        }
+        match self.init() {
+            None => Status::Stopped,
+            Some(_) if !self.started => Status::Created,
+            Some(_) if self.is_frozen() => Status::Paused,
+            Some(_) => Status::Running,
+        }
+    }
+
+    pub(crate) fn cgroup(&self) -> Option<Cgroup> {
+        (!self.cgroup.is_empty()).then(|| Cgroup::new(self.cgroup.clone()))
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.cgroup().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        let status = self.status();
+        let pid = if status == Status::Stopped { 0 } else { self.pid };
+        serde_json::json!({
+            "ociVersion": super::facts::OCI_VERSION,
+            "id": self.id,
+            "pid": pid,
+            "status": status.name(),
+            "bundle": self.bundle,
+            "rootfs": self.rootfs,
+            "created": self.created,
+            "annotations": self.annotations,
+            "owner": "",
+        })
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.iter().rposition(|b| *b == b')').and_then(|end| stat.get(end + 2));
+    matches!(state, None | Some(b'Z' | b'X'))
+}
+
+/// `state`
+pub(crate) fn print_state(global: &Global, id: &str) -> Result<()> {
+    let state = load(global, id)?.to_json();
+    print(&format!("{state:#}\n"))
+}
+
+/// `list`
+pub(crate) fn list(global: &Global, list: &List) -> Result<()> {
+    let records = all(global)?;
+    if list.quiet {
+        return print(&records.iter().map(|r| format!("{}\n", r.id)).collect::<String>());
+    }
+    if list.json {
+        let states: Vec<_> = records.iter().map(Record::to_json).collect();
+        return print(&format!("{}\n", serde_json::Value::from(states)));
+    }
+    let head = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned);
+    let rows = records.iter().map(|r| {
+        let state = r.to_json();
+        let text = |name: &str| state[name].as_str().unwrap_or_default().to_owned();
+        let owner = "root".to_owned();
+        [r.id.clone(), state["pid"].to_string(), text("status"), text("bundle"), text("created"), owner]
+    });
+    print(&table(std::iter::once(head).chain(rows).collect()))
+}
+
+fn all(global: &Global) -> Result<Vec<Record>> {
+    let entries = match fs::read_dir(&global.root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e).doing(|| format!("read {}", global.root.display())),
+    };
+    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    let mut records = Vec::new();
+    for name in names {
+        // Without a record it is being made or removed at this moment, or not ours.
+        records.extend(find(global, &name)?);
+    }
+    Ok(records)
+}
+
+/// Columns as wide as their longest cell.
+fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("   ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// `ps`
+pub(crate) fn ps(global: &Global, ps: &Ps) -> Result<()> {
+    let record = load(global, &ps.id)?;
+    let cgroup = record.cgroup().ok_or_else(|| Failed(format!("container {:?} has no cgroup", ps.id)))?;
+    let pids = cgroup.processes().doing(|| format!("read the processes of {}", cgroup.path()))?;
+    if ps.json {
+        return print(&format!("{}\n", serde_json::Value::from(pids)));
+    }
+    let options: &[std::ffi::OsString] = if ps.options.is_empty() { &["-ef".into()] } else { &ps.options };
+    let output = std::process::Command::new("ps").args(options).output().doing(|| "run ps".to_owned())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines = text.lines();
+    let head = lines.next().unwrap_or_default();
+    let column = head.split_whitespace().position(|name| name == "PID");
+    let column = column.ok_or_else(|| Failed("ps: its output has no column PID".to_owned()))?;
+    let ours = |line: &&str| {
+        let pid = line.split_whitespace().nth(column).and_then(|word| word.parse().ok());
+        pid.is_some_and(|pid: i32| pids.contains(&pid))
+    };
+    let rows: String = lines.filter(ours).map(|line| format!("{line}\n")).collect();
+    print(&format!("{head}\n{rows}"))
+}
