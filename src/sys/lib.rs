@@ -5,6 +5,7 @@ pub mod netns;
 pub mod inherit;
 pub mod memory;
 pub mod socket;
+pub mod terminal;
 
 pub mod path;
 pub mod memfd;
