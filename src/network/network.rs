@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use oci::id::PodId;
+use tokio::sync::Notify;
 
 use crate::attachment::{Attached, Attachment};
 use crate::chain::{Programs, Side, addresses};
 use crate::conflist::{Conflist, Directory};
 use crate::error::{Error, Kind, Result};
+use crate::plugin;
 use crate::record::{Record, Records};
 
 /// Namespaces of ours start with this.
@@ -42,6 +44,8 @@ struct Inner {
     records: Records,
     netns_dir: PathBuf,
     state: Mutex<State>,
+    /// Told when `collecting` ends.
+    collected: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +54,32 @@ struct State {
     busy: HashSet<PodId>,
     /// `netns_dir` is prepared for pins.
     prepared: bool,
+    /// Attachments under way.
+    attaching: usize,
+    /// Garbage is being collected: nothing may be attached, because the plugins were told what is valid.
+    collecting: bool,
+}
+
+/// How long a sweep waits for attachments under way before it leaves the plugins' garbage for the next time.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Counts as an attachment under way until dropped.
+struct Attaching<'a>(&'a Inner);
+
+impl Drop for Attaching<'_> {
+    fn drop(&mut self) {
+        self.0.state().attaching -= 1;
+    }
+}
+
+/// Keeps attachments waiting until dropped.
+struct Collecting<'a>(&'a Inner);
+
+impl Drop for Collecting<'_> {
+    fn drop(&mut self) {
+        self.0.state().collecting = false;
+        self.0.collected.notify_waiters();
+    }
 }
 
 /// Marks a pod as busy until dropped.
@@ -79,6 +109,39 @@ impl Inner {
         Err(Error::new(Kind::Busy, format!("another network operation of pod {pod} is under way")))
     }
 
+    async fn attaching(&self) -> Attaching<'_> {
+        loop {
+            // registered before the look, so that an end in between is not missed
+            let collected = self.collected.notified();
+            {
+                let mut state = self.state();
+                if !state.collecting {
+                    state.attaching += 1;
+                    return Attaching(self);
+                }
+            }
+            collected.await;
+        }
+    }
+
+    /// `None` when attachments are under way all the time, or somebody else collects.
+    async fn collecting(&self) -> Option<Collecting<'_>> {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            {
+                let mut state = self.state();
+                if state.attaching == 0 && !state.collecting {
+                    state.collecting = true;
+                    return Some(Collecting(self));
+                }
+            }
+            if tokio::time::Instant::now() >= until {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     fn netns(&self, pod: &PodId) -> PathBuf {
         self.netns_dir.join(format!("{PREFIX}{pod}"))
     }
@@ -101,6 +164,7 @@ impl Network {
             records: Records::new(settings.state_dir),
             netns_dir: settings.netns_dir,
             state: Mutex::default(),
+            collected: Notify::new(),
         }))
     }
 
@@ -113,6 +177,7 @@ impl Network {
     pub async fn attach(&self, pod: &Attachment) -> Result<Attached> {
         let inner = &self.0;
         let _turn = inner.turn(&pod.pod)?;
+        let _attaching = inner.attaching().await;
         if let Some(attached) = self.saved(&pod.pod) {
             if sys::netns::is_pinned(&attached.netns) {
                 return Ok(attached);
@@ -176,6 +241,11 @@ impl Network {
         if let Some(record) = inner.records.load(pod)? {
             let alive = sys::netns::is_pinned(&record.netns);
             let result = inner.records.load_result(pod);
+            if result.is_none() {
+                // an ADD of a daemon that was killed may still be running, and would undo our DEL
+                let pod = pod.clone();
+                blocking(move || plugin::end_orphans(pod.as_str())).await?;
+            }
             inner.programs.del(&record.network, &side(&record, alive), result.as_ref()).await?;
         }
         let (inner, pod) = (self.0.clone(), pod.clone());
@@ -231,8 +301,43 @@ impl Network {
                 Err(e) => tracing::warn!(%pod, "the network of a pod that is gone is still owed: {e}"),
             }
         }
+        let Some(_collecting) = self.0.collecting().await else {
+            tracing::debug!(
+                "pods are being attached all the time: the plugins' garbage is left for the next time"
+            );
+            return;
+        };
         self.0.records.sweep();
         self.0.sweep_namespaces(&valid);
+        self.plugins_collect().await;
+        if valid.is_empty() && self.0.records.pods().is_empty() {
+            match sys::netns::release_dir(&self.0.netns_dir) {
+                Ok(()) => self.0.state().prepared = false,
+                Err(e) => tracing::warn!("{e}"),
+            }
+        }
+    }
+
+    /// GC of the default network and of all that pods are attached to.
+    async fn plugins_collect(&self) {
+        let records: Vec<Record> =
+            self.owed().iter().filter_map(|pod| self.0.records.load(pod).ok().flatten()).collect();
+        if records.len() != self.owed().len() {
+            // of a newer version, or damaged: their attachments would be taken for garbage
+            tracing::warn!("the plugins' garbage is not collected: there are records that cannot be read");
+            return;
+        }
+        let mut networks: Vec<Conflist> = records.iter().map(|r| r.network.clone()).collect();
+        networks.extend(self.0.directory.look().default.map(|network| Conflist::clone(&network)));
+        networks.reverse();
+        let mut done = HashSet::new();
+        for network in networks.iter().filter(|network| done.insert(network.name.clone())) {
+            let mine = records.iter().filter(|record| record.network.name == network.name);
+            let containers: Vec<String> = mine.map(|record| record.pod.to_string()).collect();
+            if let Err(e) = self.0.programs.gc(network, &containers).await {
+                tracing::warn!(network = network.name, "the plugins' garbage was not collected: {e}");
+            }
+        }
     }
 }
 

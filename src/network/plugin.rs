@@ -114,6 +114,39 @@ impl Drop for Group {
     }
 }
 
+/// Kills every plugin that still runs for a container: an earlier daemon started it and was killed. Waits until they
+/// are gone.
+pub(crate) fn end_orphans(container: &str) -> Result<()> {
+    let began = Instant::now();
+    let mark = format!("CNI_CONTAINERID={container}");
+    loop {
+        let running: Vec<Pid> = std::fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| {
+                let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
+            })
+            .map(Pid::from_raw)
+            .filter(|pid| *pid != nix::unistd::getpid())
+            .collect();
+        if running.is_empty() {
+            return Ok(());
+        }
+        for pid in &running {
+            tracing::warn!(%pid, container, "a CNI plugin of an earlier daemon still ran and is killed");
+            let _ = nix::sys::signal::kill(*pid, Signal::SIGKILL);
+        }
+        if began.elapsed() > Duration::from_secs(5) {
+            let message = format!("CNI plugins of container {container} cannot be killed: pids {running:?}");
+            return Err(Error::new(Kind::Internal, message));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 fn spawn(program: &Path, dirs: &[PathBuf], call: &Call) -> std::io::Result<Child> {
     let path = std::env::join_paths(dirs).unwrap_or_default();
     Command::new(program)

@@ -98,13 +98,14 @@ impl Records {
         names.filter_map(|entry| pod(entry.file_name())).collect()
     }
 
-    /// Removes what no record belongs to: results of removed records and files that were never finished.
+    /// Removes what no record belongs to: results of removed records and files that were never finished. Nothing may be
+    /// written meanwhile.
     pub(crate) fn sweep(&self) {
         for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let Some(name) = name.to_str() else { continue };
             let orphan = |pod: &str| !self.0.join(format!("{pod}.json")).exists();
-            if name.strip_suffix(".result.json").is_some_and(orphan) {
+            if name.ends_with(".new") || name.strip_suffix(".result.json").is_some_and(orphan) {
                 let _ = fs::remove_file(entry.path());
             }
         }

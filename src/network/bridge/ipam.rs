@@ -156,6 +156,15 @@ impl Addresses {
         ips.into_iter().try_for_each(|ip| self.drop_entry(ip))
     }
 
+    /// Links of pods that are gone, which the kernel was to remove by itself.
+    pub(crate) fn leaving(&self) -> Vec<String> {
+        let link = |s: &State| match s {
+            State::Leaving(link) => Some(link.clone()),
+            State::Held(_) => None,
+        };
+        self.entries.values().filter_map(link).collect()
+    }
+
     /// Nobody holds anything.
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -164,11 +173,6 @@ impl Addresses {
     /// Whether a pool has an address left, for STATUS.
     pub(crate) fn has_free(&self, pool: &Pool) -> bool {
         self.search(pool, number(pool.first)).is_some()
-    }
-
-    /// Removes the directory of a network that nobody uses.
-    pub(crate) fn remove(self) -> Outcome<()> {
-        fs::remove_dir_all(&self.dir).map_err(failed("remove", &self.dir))
     }
 
     fn create(&mut self, ip: IpAddr, owner: &Attachment) -> Outcome<()> {

@@ -4,9 +4,11 @@
 //! name. Addresses, routes and the setting up of the pod's end are one batch in that namespace. Nothing here waits for
 //! duplicate address detection: addresses are handed out by us alone, so they are added without it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
@@ -31,6 +33,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
@@ -68,14 +71,17 @@ fn mac_for(ip: IpAddr) -> Vec<u8> {
     [&[0x0a, 0x58], &low[..]].concat()
 }
 
+/// FNV-1a: a hash that stays the same over versions of this program, which the standard library's does not promise.
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
 /// The name of the host's end for an attachment: always the same, so that DEL and GC need no record of it.
 pub(crate) fn host_name(network: &str, owner: &Attachment) -> String {
-    // FNV-1a: stable over versions of this program, which the standard library's hasher is not
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-    let bytes =
+    let key =
         [network.as_bytes(), b"\0", owner.container.as_bytes(), b"\0", owner.ifname.as_bytes()].concat();
-    let hash = bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step);
-    format!("cb{:013x}", hash >> 12)
+    format!("cb{:013x}", fnv(&key) >> 12)
 }
 
 fn link_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
@@ -127,10 +133,27 @@ impl Routes {
     pub(crate) fn addresses(&mut self, index: u32) -> Outcome<Vec<IpAddr>> {
         let body = AddressMessage::default();
         let found = self.0.dump(&Message::new(RTM_GETADDR, 0, &body, "list addresses"))?;
-        Ok(found.iter().filter_map(|answer| parse_address(answer, index)).collect())
+        let on_link = |(at, ip)| if at == index { Some(ip) } else { None };
+        Ok(found.iter().filter_map(|answer| parse_address(answer).and_then(on_link)).collect())
     }
 
-    /// The names of the links that are ports of a bridge.
+    /// All addresses of the namespace.
+    pub(crate) fn all_addresses(&mut self) -> Outcome<HashSet<IpAddr>> {
+        let found =
+            self.0.dump(&Message::new(RTM_GETADDR, 0, &AddressMessage::default(), "list addresses"))?;
+        Ok(found.iter().filter_map(|answer| parse_address(answer).map(|(_, ip)| ip)).collect())
+    }
+
+    /// Whether there is a default route of the family.
+    pub(crate) fn has_default_route(&mut self, v4: bool) -> Outcome<bool> {
+        let mut body = RouteMessage::default();
+        body.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let found = self.0.dump(&Message::new(RTM_GETROUTE, 0, &body, "list routes"))?;
+        // family, length of the destination, …, table, protocol, scope, type: unicast
+        Ok(found.iter().any(|r| matches!(r.as_slice(), [_, 0, _, _, 254, _, _, 1, ..])))
+    }
+
+    /// How many links are ports of a bridge.
     pub(crate) fn ports_of(&mut self, bridge: u32) -> Outcome<usize> {
         let body = LinkMessage::default();
         let found = self.0.dump(&Message::new(RTM_GETLINK, 0, &body, "list links"))?;
@@ -143,6 +166,10 @@ impl Routes {
         let found = match self.find(name)? {
             Some(link) => link,
             None => {
+                // written before the bridge is made, so that whoever cleans up knows whose it is
+                let path = made_here(config);
+                fs::write(&path, "")
+                    .map_err(|e| Failure::new(code::IO, format!("write {}", path.display()), e))?;
                 self.create_bridge(config)?;
                 let gone =
                     || Failure::plain(code::NETLINK, format!("bridge {name} vanished while it was made"));
@@ -256,6 +283,11 @@ impl Routes {
     }
 }
 
+/// The file that says that the bridge is of our making.
+pub(crate) fn made_here(config: &Config) -> PathBuf {
+    config.data_dir.join(&config.name).join(format!("made-{}", config.bridge))
+}
+
 /// What makes the pair of one pod.
 pub(crate) struct Pair<'a> {
     /// Name of the host's end.
@@ -337,17 +369,16 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     Some(link)
 }
 
-fn parse_address(body: &[u8], index: u32) -> Option<IpAddr> {
-    if u32_of(body.get(4..8)?) != index {
-        return None;
-    }
+/// The index of the link, and the address.
+fn parse_address(body: &[u8]) -> Option<(u32, IpAddr)> {
+    let index = u32_of(body.get(4..8)?);
     let found: Vec<_> = attributes(body.get(ADDRESS_HEADER..)?).collect();
     let value = |kind| found.iter().find(|(k, _)| *k == kind).map(|(_, v)| *v);
     let bytes = value(IFA_LOCAL).or(value(IFA_ADDRESS))?;
     if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
-        return Some(IpAddr::from(v4));
+        return Some((index, IpAddr::from(v4)));
     }
-    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
+    <[u8; 16]>::try_from(bytes).ok().map(|v6| (index, IpAddr::from(v6)))
 }
 
 #[cfg(test)]
@@ -368,7 +399,7 @@ mod tests {
         #[test]
         fn foreign_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_link(&bytes);
-            let _ = parse_address(&bytes, 1);
+            let _ = parse_address(&bytes);
             let _ = attributes(&bytes).count();
         }
     }

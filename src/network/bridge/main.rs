@@ -17,12 +17,20 @@
 //! * An address is not handed out again before the link that had it is gone.
 #![forbid(unsafe_code)]
 
+mod audit;
+mod beside;
 mod cidr;
 mod config;
+mod conntrack;
 mod failure;
+mod firewall;
 mod ipam;
+mod iptables;
 mod link;
 mod netlink;
+mod nftables;
+mod ports;
+mod program;
 mod result;
 mod verbs;
 
@@ -62,8 +70,8 @@ fn dispatch(input: &[u8]) -> Outcome<Option<Value>> {
     match command.as_str() {
         "ADD" => verbs::add(input).map(Some),
         "DEL" => verbs::del(input).map(|()| None),
-        "CHECK" => verbs::check(input).map(|()| None),
-        "STATUS" => verbs::status(input).map(|()| None),
+        "CHECK" => audit::check(input).map(|()| None),
+        "STATUS" => audit::status(input).map(|()| None),
         "GC" => verbs::gc(input).map(|()| None),
         "VERSION" => {
             Ok(Some(json!({"cniVersion": version_of(input), "supportedVersions": result::VERSIONS})))

@@ -22,8 +22,6 @@ pub(crate) const DUMP: u16 = 0x300;
 pub(crate) const CREATE: u16 = 0x400;
 /// `NLM_F_EXCL`: it is an error when it is there already.
 pub(crate) const EXCLUSIVE: u16 = 0x200;
-/// `NLM_F_REPLACE`.
-pub(crate) const REPLACE: u16 = 0x100;
 
 /// One request.
 pub(crate) struct Message {
@@ -229,10 +227,5 @@ impl Body {
     /// Adds a text attribute, with its terminating zero.
     pub(crate) fn text(self, kind: u16, value: &str) -> Body {
         self.put(kind, &[value.as_bytes(), b"\0"].concat())
-    }
-
-    /// Adds attributes inside an attribute.
-    pub(crate) fn nest(self, kind: u16, inner: Body) -> Body {
-        self.put(kind | 0x8000, &inner.0)
     }
 }

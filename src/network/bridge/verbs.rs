@@ -1,7 +1,10 @@
-//! The verbs: what each does, in order, and what it undoes when it fails.
+//! The verbs that change something: what each does, in order, and what it undoes when it fails.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
@@ -9,21 +12,23 @@ use serde_json::Value;
 
 use crate::config::{Attachment, Config, check_interface, identifier};
 use crate::failure::{Failure, Outcome, code};
+use crate::firewall::Rules;
 use crate::ipam::{self, Addresses};
-use crate::link::{Pair, Routes, host_name};
+use crate::link::{Pair, Routes, host_name, made_here};
+use crate::ports::Ports;
 use crate::result::{self, Made};
 
 /// The environment of a verb that is about one pod.
-struct Call {
-    owner: Attachment,
+pub(crate) struct Call {
+    pub(crate) owner: Attachment,
     /// As given; empty when the namespace is gone.
-    netns: String,
+    pub(crate) netns: String,
     /// The host's end of the pair.
-    host: String,
+    pub(crate) host: String,
 }
 
 impl Call {
-    fn read(config: &Config) -> Outcome<Call> {
+    pub(crate) fn read(config: &Config) -> Outcome<Call> {
         let get = |name| std::env::var(name).unwrap_or_default();
         let owner = Attachment { container: get("CNI_CONTAINERID"), ifname: get("CNI_IFNAME") };
         if !identifier(&owner.container) || owner.container.len() > 180 {
@@ -33,15 +38,15 @@ impl Call {
         }
         check_interface(&owner.ifname)
             .map_err(|e| Failure::new(code::ENVIRONMENT, "CNI_IFNAME is not usable", e))?;
-        let host = host_name(&config.name, &owner);
-        Ok(Call { owner, netns: get("CNI_NETNS"), host })
+        Ok(Call { host: host_name(&config.name, &owner), netns: get("CNI_NETNS"), owner })
     }
 
     fn open_netns(&self) -> Outcome<File> {
         if self.netns.is_empty() {
             return Err(Failure::plain(code::ENVIRONMENT, "CNI_NETNS is not set"));
         }
-        let failed = |e| Failure::new(code::IO, format!("the pod's network namespace {}", self.netns), e);
+        let failed =
+            |e| Failure::new(code::IO, format!("open the pod's network namespace {}", self.netns), e);
         File::open(&self.netns).map_err(failed)
     }
 }
@@ -49,18 +54,26 @@ impl Call {
 /// The network's lock: shared by the verbs of single pods, exclusive for GC.
 fn lock_network(config: &Config, how: FlockArg) -> Outcome<Flock<File>> {
     let dir = config.data_dir.join(&config.name);
-    let failed = |e: std::io::Error| Failure::new(code::IO, format!("the directory {}", dir.display()), e);
-    let handle = match File::open(&dir) {
-        Ok(handle) => handle,
-        Err(_) => {
-            fs::create_dir_all(&dir).map_err(failed)?;
-            File::open(&dir).map_err(failed)?
+    let failed =
+        |e: std::io::Error| Failure::new(code::IO, format!("lock the directory {}", dir.display()), e);
+    loop {
+        let handle = match File::open(&dir) {
+            Ok(handle) => handle,
+            Err(_) => {
+                fs::create_dir_all(&dir).map_err(failed)?;
+                continue;
+            }
+        };
+        let lock = Flock::lock(handle, how).map_err(|(_, errno)| failed(errno.into()))?;
+        // a GC that cleaned up completely may have removed it while we waited
+        let (ours, there) = (lock.metadata().map_err(failed)?, fs::metadata(&dir));
+        if there.is_ok_and(|there| there.ino() == ours.ino() && there.dev() == ours.dev()) {
+            return Ok(lock);
         }
-    };
-    Flock::lock(handle, how).map_err(|(_, errno)| failed(errno.into()))
+    }
 }
 
-/// ADD: addresses, bridge, pair, routes.
+/// ADD: addresses, bridge, rules, pair, routes, ports.
 pub(crate) fn add(input: &[u8]) -> Outcome<Value> {
     let config = Config::parse(input)?;
     let call = Call::read(&config)?;
@@ -69,12 +82,13 @@ pub(crate) fn add(input: &[u8]) -> Outcome<Value> {
     let made = build(&config, &call, &netns);
     if made.is_err() {
         // whatever was made goes again; what cannot be undone now is found by DEL and GC
-        let _ = tear_down(&config, &call, false);
+        let _ = tear_down(&config, &call.owner, false);
     }
     made
 }
 
 fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
+    let rules = Rules::open_if_needed(config)?;
     let ips = Addresses::lock(config)?.hold(config, &call.owner)?;
     let Some((first, _)) = ips.first() else {
         return Err(Failure::plain(code::CONFIG, "the network has no subnet"));
@@ -82,6 +96,9 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
     set_forwarding(config)?;
     let mut host = Routes::open()?;
     let bridge = host.ensure_bridge(config)?;
+    if let Some(rules) = &rules {
+        rules.ensure()?;
+    }
     if ipam::link_exists(&call.host) {
         // of an ADD that was killed: nobody else has this name
         host.remove(&call.host)?;
@@ -90,9 +107,17 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
     let pair = Pair { host: &call.host, ifname, netns: netns.as_raw_fd(), ip: *first };
     host.create_pair(config, &bridge, &pair)?;
     let end = host.find(&call.host)?.unwrap_or_default();
-    let inside = || Routes::open()?.configure(ifname, &ips, &config.routes);
+    let inside = || {
+        // what another pod says about routes does not count; there may be no IPv6 here at all
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{ifname}/accept_ra"), "0");
+        Routes::open()?.configure(ifname, &ips, &config.routes)
+    };
     let pod = sys::netns::run_in(Path::new(&call.netns), inside)
         .map_err(|e| Failure::new(code::IO, "enter the pod's network namespace", e))??;
+    if let Some(rules) = rules.filter(|_| !config.ports.is_empty()) {
+        let bare: Vec<IpAddr> = ips.iter().map(|(ip, _)| *ip).collect();
+        rules.map(&call.owner, &bare)?;
+    }
     let made = Made {
         bridge: &bridge,
         host: (&call.host, &end.mac),
@@ -107,16 +132,30 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
 /// Lets the host forward between pods and the outside.
 fn set_forwarding(config: &Config) -> Outcome<()> {
     for pool in &config.pools {
-        let path = Path::new(match pool.subnet.address.is_ipv4() {
-            true => "/proc/sys/net/ipv4/ip_forward",
-            false => "/proc/sys/net/ipv6/conf/all/forwarding",
-        });
-        let failed = |e| Failure::new(code::IO, format!("set {} to 1", path.display()), e);
-        if fs::read_to_string(path).map_err(failed)?.trim() == "0" {
-            fs::write(path, "1").map_err(failed)?;
+        let v4 = pool.subnet.address.is_ipv4();
+        let path =
+            if v4 { "/proc/sys/net/ipv4/ip_forward" } else { "/proc/sys/net/ipv6/conf/all/forwarding" };
+        let failed = |e| Failure::new(code::IO, format!("set {path} to 1"), e);
+        if fs::read_to_string(path).map_err(failed)?.trim() == "1" {
+            continue;
         }
+        if !v4 {
+            keep_router_advertisements();
+        }
+        fs::write(path, "1").map_err(failed)?;
     }
     Ok(())
+}
+
+/// A host that forwards IPv6 stops listening to routers, and would lose its own default route, unless told otherwise.
+fn keep_router_advertisements() {
+    for entry in fs::read_dir("/proc/sys/net/ipv6/conf").into_iter().flatten().flatten() {
+        let path = entry.path().join("accept_ra");
+        let pseudo = ["all", "default", "lo"].iter().any(|name| entry.file_name() == *name);
+        if !pseudo && fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {
+            let _ = fs::write(&path, "2");
+        }
+    }
 }
 
 /// DEL: whatever there is of the attachment goes; nothing there is fine.
@@ -124,29 +163,69 @@ pub(crate) fn del(input: &[u8]) -> Outcome<()> {
     let config = Config::parse(input)?;
     let call = Call::read(&config)?;
     let _shared = lock_network(&config, FlockArg::LockShared)?;
-    tear_down(&config, &call, config.netns_ends)
+    tear_down(&config, &call.owner, config.netns_ends)
 }
 
-fn tear_down(config: &Config, call: &Call, kernel_removes_link: bool) -> Outcome<()> {
-    if !kernel_removes_link && ipam::link_exists(&call.host) {
-        Routes::open()?.remove(&call.host)?;
+/// Ports first, so that nothing is sent to the pod any more; the address last, when the link is gone or going.
+fn tear_down(config: &Config, owner: &Attachment, kernel_removes_link: bool) -> Outcome<()> {
+    if Ports::of(config).has(owner) {
+        Rules::open(config)?.unmap(owner)?;
     }
-    Addresses::lock(config)?.release(&call.owner, &call.host)
+    let host = host_name(&config.name, owner);
+    if !kernel_removes_link && ipam::link_exists(&host) {
+        Routes::open()?.remove(&host)?;
+    }
+    Addresses::lock(config)?.release(owner, &host)
 }
 
-/// CHECK.
-pub(crate) fn check(input: &[u8]) -> Outcome<()> {
-    let _ = Config::parse(input)?;
-    Err(Failure::plain(code::CHECK, "CHECK is not built yet"))
-}
-
-/// STATUS.
-pub(crate) fn status(input: &[u8]) -> Outcome<()> {
-    Config::parse(input).map(|_| ())
-}
-
-/// GC.
+/// GC: every attachment that the caller does not know goes. When it knows none, and none is left, so does the network.
 pub(crate) fn gc(input: &[u8]) -> Outcome<()> {
-    let _ = Config::parse(input)?;
-    Err(Failure::plain(code::CONFIG, "GC is not built yet"))
+    let config = Config::parse(input)?;
+    let Some(valid) = &config.valid else {
+        return Err(Failure::plain(code::CONFIG, "GC needs \"cni.dev/valid-attachments\""));
+    };
+    let _alone = lock_network(&config, FlockArg::LockExclusive)?;
+    let (known, leaving) = {
+        let addresses = Addresses::lock(&config)?;
+        (addresses.owners(), addresses.leaving())
+    };
+    let mut owners: BTreeSet<Attachment> = known.into_iter().collect();
+    owners.extend(Ports::of(&config).owners());
+    let mut failures: Vec<Failure> = Vec::new();
+    for owner in owners.iter().filter(|owner| !valid.contains(owner)) {
+        failures.extend(tear_down(&config, owner, false).err());
+    }
+    // their namespaces should have ended long ago: somebody holds them
+    for link in leaving {
+        failures.extend(Routes::open()?.remove(&link).err());
+    }
+    let mut addresses = Addresses::lock(&config)?;
+    addresses.forget_gone_links()?;
+    let unused = valid.is_empty() && addresses.is_empty();
+    drop(addresses);
+    if let Some(failure) = failures.into_iter().next() {
+        return Err(failure);
+    }
+    if unused { remove_network(&config) } else { Ok(()) }
+}
+
+/// Removes rules, bridge and directory of a network without pods. The caller holds the network's lock alone.
+fn remove_network(config: &Config) -> Outcome<()> {
+    if let Ok(rules) = Rules::open(config) {
+        rules.remove()?;
+    }
+    let mut routes = Routes::open()?;
+    let bridge = routes.find(&config.bridge)?.filter(|link| link.kind == "bridge");
+    if let Some(bridge) = bridge.filter(|_| made_here(config).exists()) {
+        // somebody else's links may be on it
+        if routes.ports_of(bridge.index)? == 0 {
+            routes.remove(&config.bridge)?;
+        }
+    }
+    let dir = config.data_dir.join(&config.name);
+    let failed = |e| Failure::new(code::IO, format!("remove {}", dir.display()), e);
+    fs::remove_dir_all(&dir).map_err(failed)?;
+    // stays when it holds another network, or is the machine's
+    let _ = fs::remove_dir(&config.data_dir);
+    Ok(())
 }

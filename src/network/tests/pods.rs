@@ -3,10 +3,11 @@
 mod scene;
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
+use network::{Attached, Attachment, PortMapping, Protocol};
 use scene::{Node, inside, ip, pod, private, runtime};
 
 /// A server in a namespace that answers one connection with `text` and the address it came from.
@@ -24,6 +25,138 @@ fn read(address: SocketAddr) -> std::io::Result<String> {
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
+}
+
+fn port(protocol: Protocol, host_port: u16, container_port: u16) -> PortMapping {
+    PortMapping { protocol, container_port, host_port, host_ip: None }
+}
+
+/// Everything that rules are for, with one of the programs.
+fn rules_work(firewall: &str) {
+    let node = Node::with_firewall(firewall);
+    let outside = scene::outside();
+    let (out4, out6): (IpAddr, IpAddr) = ("192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap());
+    let (host4, host6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+    // as Docker leaves it
+    for program in ["iptables", "iptables-legacy", "ip6tables", "ip6tables-legacy"] {
+        scene::must(std::process::Command::new(program).args(["-P", "FORWARD", "DROP"]));
+    }
+    runtime().block_on(async {
+        let mut server = pod(1);
+        server.ports = vec![port(Protocol::Tcp, 8080, 80), port(Protocol::Udp, 5353, 53)];
+        server.ports.push(PortMapping { host_ip: Some(host4), ..port(Protocol::Tcp, 8081, 81) });
+        let a = node.network.attach(&server).await.unwrap();
+        let b = node.network.attach(&pod(2)).await.unwrap();
+        // a pod reaches the outside with the host's address
+        for (pod_ip, out, host) in [(a.ips[0], out4, host4), (a.ips[1], out6, host6)] {
+            let thread = serve(&outside, SocketAddr::new(out, 90), "you are");
+            let answer = inside(&a.netns, || read(SocketAddr::new(out, 90)));
+            assert_eq!(answer.unwrap(), format!("you are {host}"), "{firewall}: {pod_ip}");
+            thread.join().unwrap();
+        }
+        // the outside, the host itself, another pod and the pod itself reach it by the host's port
+        let here = Path::new("/proc/self/ns/net");
+        let reached = |from: &Path, host: IpAddr, port: u16, to: SocketAddr, seen: Option<IpAddr>| {
+            let thread = serve(&a.netns, to, "you are");
+            let answer = inside(from, || read(SocketAddr::new(host, port)));
+            let answer =
+                answer.unwrap_or_else(|e| panic!("{firewall}: {} to {host}:{port}: {e}", from.display()));
+            assert!(seen.is_none_or(|ip| answer == format!("you are {ip}")), "{firewall}: {answer}");
+            thread.join().unwrap();
+        };
+        for (to, out, host, localhost) in [(a.ips[0], out4, host4, "127.0.0.1"), (a.ips[1], out6, host6, "")]
+        {
+            let to = SocketAddr::new(to, 80);
+            reached(&outside, host, 8080, to, Some(out));
+            reached(here, host, 8080, to, None);
+            reached(&b.netns, host, 8080, to, None);
+            reached(&a.netns, host, 8080, to, None);
+            if let Ok(localhost) = localhost.parse() {
+                reached(here, localhost, 8080, to, None);
+            }
+        }
+        reached(&outside, host4, 8081, SocketAddr::new(a.ips[0], 81), Some(out4));
+        // only on that address
+        assert!(inside(here, || read("127.0.0.1:8081".parse().unwrap())).is_err(), "{firewall}");
+        // a port is one pod's
+        let mut thief = pod(3);
+        thief.ports = vec![port(Protocol::Tcp, 8080, 80)];
+        let refused = node.network.attach(&thief).await.unwrap_err();
+        assert!(refused.message.contains("host port 8080/tcp is taken by container"), "{refused}");
+        assert_eq!(node.network.owed().len(), 2);
+        node.network.check(&server.pod).await.unwrap();
+        flows_end_with_their_pod(&node, &server, &a, &outside).await;
+        node.network.detach(&pod(2).pod).await.unwrap();
+        let nothing = inside(&outside, || read(SocketAddr::new(host4, 8080)));
+        assert!(nothing.is_err(), "{firewall}: the port is open after the pod");
+        node.network.collect_garbage(&[]).await;
+        assert_clean(&node);
+    });
+}
+
+/// A client that keeps sending from one UDP port reaches the pod that is there now.
+async fn flows_end_with_their_pod(node: &Node, server: &Attachment, first: &Attached, outside: &Path) {
+    let client = inside(outside, || UdpSocket::bind("192.0.2.2:7777").unwrap());
+    let deaf = |netns: &Path, ip: IpAddr| {
+        let socket = inside(netns, || UdpSocket::bind(SocketAddr::new(ip, 53)).unwrap());
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket
+    };
+    let hears = |socket: &UdpSocket| {
+        client.send_to(b"x", "192.0.2.1:5353").unwrap();
+        socket.recv_from(&mut [0; 8]).map(|(_, from)| from)
+    };
+    let listener = deaf(&first.netns, first.ips[0]);
+    assert_eq!(hears(&listener).unwrap(), "192.0.2.2:7777".parse().unwrap());
+    drop(listener);
+    node.network.detach(&server.pod).await.unwrap();
+    let _ = hears;
+    client.send_to(b"to nobody", "192.0.2.1:5353").unwrap();
+    let mut next = pod(4);
+    next.ports = vec![port(Protocol::Udp, 5353, 53)];
+    let second = node.network.attach(&next).await.unwrap();
+    let listener = deaf(&second.netns, second.ips[0]);
+    assert_eq!(hears(&listener).unwrap(), "192.0.2.2:7777".parse().unwrap());
+    node.network.detach(&next.pod).await.unwrap();
+}
+
+/// Nothing of ours is left in the kernel or on disk.
+fn assert_clean(node: &Node) {
+    scene::eventually("the pods' links and the bridge are gone", || {
+        let links = ip("link");
+        !links.contains("corten0") && !links.contains(": cb")
+    });
+    for program in ["iptables-save", "iptables-legacy-save", "ip6tables-save", "ip6tables-legacy-save"] {
+        let saved = scene::must(&mut std::process::Command::new(program));
+        assert!(!saved.to_lowercase().contains("corten"), "{program}: {saved}");
+    }
+    let tables = scene::must(std::process::Command::new("nft").args(["list", "tables"]));
+    assert!(!tables.contains("corten"), "{tables}");
+    assert!(!node.data_dir().exists(), "{:?}", node.data_dir());
+    assert_eq!(std::fs::read_dir(&node.settings.state_dir).unwrap().count(), 0);
+    let left = std::fs::read_dir("/run/netns").unwrap().flatten().map(|e| e.file_name()).collect::<Vec<_>>();
+    assert!(left.iter().all(|name| name == "outside"), "{left:?}");
+}
+
+#[test]
+fn nftables_rules_work() {
+    if private("nftables_rules_work") {
+        rules_work("nftables");
+    }
+}
+
+#[test]
+fn iptables_rules_work() {
+    if private("iptables_rules_work") {
+        rules_work("iptables");
+    }
+}
+
+#[test]
+fn legacy_iptables_rules_work() {
+    if private("legacy_iptables_rules_work") {
+        rules_work("iptables-legacy");
+    }
 }
 
 #[test]

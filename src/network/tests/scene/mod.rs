@@ -90,11 +90,18 @@ impl Node {
 
     /// A node with our bridge network.
     pub fn bridged() -> Node {
+        Node::with_firewall("auto")
+    }
+
+    /// The same, with rules by one certain program.
+    pub fn with_firewall(firewall: &str) -> Node {
         let node = Node::bare();
         let subnets = ["10.88.0.0/16".to_owned(), "fd00:88::/64".to_owned()];
         let data = node.data_dir();
         let list = BridgeNetwork { name: "pods", bridge: "corten0", subnets: &subnets, data_dir: &data };
-        node.configure("10-corten.conflist", &default_conflist(&list));
+        let text = default_conflist(&list);
+        let chosen = format!("\"firewall\": {firewall:?}, \"ipMasq\": true");
+        node.configure("10-corten.conflist", &text.replace("\"ipMasq\": true", &chosen));
         node
     }
 
@@ -144,7 +151,21 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Whether the process of `path`'s namespace can connect by TCP: runs `f` in it.
+/// A namespace beside the node, as a machine on its network: 192.0.2.2 and 2001:db8::2, the node being .1 and ::1. It
+/// knows no way to the pods.
+pub fn outside() -> PathBuf {
+    let path = PathBuf::from("/run/netns/outside");
+    sys::netns::pin(&path).unwrap();
+    ip("link add wan type veth peer name wan netns outside");
+    for (prefix, host) in [("", 1), ("-n outside ", 2)] {
+        ip(&format!("{prefix}addr add 192.0.2.{host}/24 dev wan"));
+        ip(&format!("{prefix}-6 addr add 2001:db8::{host}/64 dev wan nodad"));
+        ip(&format!("{prefix}link set wan up"));
+    }
+    path
+}
+
+/// Runs `f` in the namespace at `path`.
 pub fn inside<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
     sys::netns::run_in(netns, f).unwrap()
 }

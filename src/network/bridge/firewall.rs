@@ -1,0 +1,193 @@
+//! Masquerading and port mappings, by whichever program the machine has.
+//!
+//! Rules of the network are made once and then only looked for; pods without ports add none. Changes happen under
+//! `<dataDir>/<network>/firewall.lock`.
+
+use std::fs::{self, File};
+use std::net::IpAddr;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::beside::Beside;
+use crate::config::{Attachment, Config, Firewall, Masquerade, Port};
+use crate::conntrack;
+use crate::failure::{Failure, Outcome, code};
+use crate::iptables::{self, Iptables};
+use crate::nftables::{self, Nftables};
+use crate::ports::{Mapped, Mapping, Ports};
+
+/// The rules of a network.
+pub(crate) struct Rules<'a> {
+    config: &'a Config,
+    backend: Backend<'a>,
+    /// The kernel has nf_tables and the machine nft, whatever our rules are written with.
+    nft: bool,
+}
+
+enum Backend<'a> {
+    Nftables(Nftables<'a>),
+    Iptables(Iptables<'a>),
+}
+
+impl<'a> Rules<'a> {
+    /// Picks the program.
+    ///
+    /// # Errors
+    /// Neither, or not the one that the configuration names, can be used here.
+    pub(crate) fn open(config: &'a Config) -> Outcome<Rules<'a>> {
+        let nft = nftables::usable();
+        let wanted = config.firewall;
+        let backend = match wanted {
+            Firewall::Auto | Firewall::Nftables if nft => Some(Backend::Nftables(Nftables::new(config))),
+            Firewall::Nftables => None,
+            _ => iptables::variant(wanted, nft).map(|v| Backend::Iptables(Iptables::new(config, v))),
+        };
+        let reason = match wanted {
+            Firewall::Auto => "neither nft (with nf_tables in the kernel) nor iptables",
+            Firewall::Nftables => "no nft, or no nf_tables in the kernel",
+            Firewall::Iptables => "no iptables",
+            Firewall::IptablesLegacy => "no iptables-legacy",
+        };
+        let missing =
+            || Failure::plain(code::FIREWALL, format!("firewall rules cannot be written: {reason} here"));
+        backend.map(|backend| Rules { config, backend, nft }).ok_or_else(missing)
+    }
+
+    /// [`open`](Rules::open), or `None` where the network can do without: no ports, and masquerading off or optional.
+    pub(crate) fn open_if_needed(config: &'a Config) -> Outcome<Option<Rules<'a>>> {
+        match Rules::open(config) {
+            Ok(rules) => Ok(Some(rules)),
+            Err(failure) if !config.ports.is_empty() || config.masquerade == Masquerade::Yes => Err(failure),
+            Err(failure) => {
+                if config.masquerade == Masquerade::Optional {
+                    eprintln!("corten-bridge: pods do not reach the outside: {}", failure.message);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn lock(&self) -> Outcome<Flock<File>> {
+        let path = self.config.data_dir.join(&self.config.name).join("firewall.lock");
+        let failed = |e: std::io::Error| Failure::new(code::IO, format!("lock {}", path.display()), e);
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
+    }
+
+    fn mappings(&self) -> Vec<Mapping> {
+        Ports::of(self.config).all().iter().flat_map(|(_, mapped)| mapped.rules()).collect()
+    }
+
+    /// Makes the network's rules if they are not there.
+    pub(crate) fn ensure(&self) -> Outcome<()> {
+        if self.present()? {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        match &self.backend {
+            Backend::Nftables(nft) => nft.make(&nft.look()?, &self.mappings())?,
+            Backend::Iptables(iptables) if !iptables.present()? => iptables.make(&self.mappings())?,
+            Backend::Iptables(_) => {}
+        }
+        self.beside().accept()
+    }
+
+    /// Whether the network's rules are there.
+    pub(crate) fn present(&self) -> Outcome<bool> {
+        let ours = match &self.backend {
+            Backend::Nftables(nft) => {
+                let present = nft.look()?;
+                present.table && present.forward_missing.is_empty()
+            }
+            Backend::Iptables(iptables) => iptables.present()?,
+        };
+        Ok(ours && self.beside().accepts()?)
+    }
+
+    /// The FORWARD chains that our own rules do not reach.
+    fn beside(&self) -> Beside<'_> {
+        let legacy = match &self.backend {
+            Backend::Nftables(_) => true,
+            Backend::Iptables(iptables) => !iptables.is_legacy(),
+        };
+        Beside { config: self.config, legacy, nft: self.nft && !legacy }
+    }
+
+    /// Maps the attachment's ports to its addresses.
+    pub(crate) fn map(&self, owner: &Attachment, ips: &[IpAddr]) -> Outcome<()> {
+        let ports = self.config.ports.clone();
+        let mapped = Mapped { ports, ips: ips.to_vec() };
+        {
+            let _lock = self.lock()?;
+            Ports::of(self.config).put(owner, &mapped)?;
+            self.write_ports()?;
+        }
+        if mapped.rules().iter().any(|m| m.to.is_ipv4()) {
+            let bridge = &self.config.bridge;
+            let path = format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet");
+            // so that 127.0.0.1 works as one of the host's addresses
+            fs::write(&path, "1").map_err(|e| Failure::new(code::IO, format!("set {path} to 1"), e))?;
+        }
+        conntrack::forget_local(&udp(&mapped.ports));
+        Ok(())
+    }
+
+    /// Removes the attachment's mappings.
+    pub(crate) fn unmap(&self, owner: &Attachment) -> Outcome<()> {
+        let _lock = self.lock()?;
+        let ports = Ports::of(self.config);
+        let mapped = ports.get(owner);
+        ports.remove(owner)?;
+        self.write_ports()?;
+        if let Some(mapped) = mapped {
+            conntrack::forget_pod(&udp(&mapped.ports), &mapped.ips);
+        }
+        Ok(())
+    }
+
+    fn write_ports(&self) -> Outcome<()> {
+        let mappings = self.mappings();
+        match &self.backend {
+            Backend::Nftables(nft) => {
+                let present = nft.look()?;
+                if present.table { nft.set_ports(&mappings) } else { nft.make(&present, &mappings) }
+            }
+            Backend::Iptables(iptables) => {
+                if iptables.present()? {
+                    iptables.set_ports(&mappings)
+                } else {
+                    iptables.make(&mappings)
+                }
+            }
+        }
+    }
+
+    /// The attachment's mappings that have no rule, for CHECK.
+    pub(crate) fn missing_ports(&self, owner: &Attachment) -> Outcome<Vec<Mapping>> {
+        let mapped = Ports::of(self.config).get(owner);
+        let mut missing = Vec::new();
+        for mapping in mapped.iter().flat_map(Mapped::rules) {
+            let there = match &self.backend {
+                Backend::Nftables(nft) => nft.has_port(&mapping)?,
+                Backend::Iptables(iptables) => iptables.has_port(&mapping)?,
+            };
+            if !there {
+                missing.push(mapping);
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Removes every rule of the network.
+    pub(crate) fn remove(&self) -> Outcome<()> {
+        match &self.backend {
+            Backend::Iptables(iptables) => iptables.remove()?,
+            Backend::Nftables(nft) => nft.remove()?,
+        }
+        self.beside().remove()
+    }
+}
+
+fn udp(ports: &[Port]) -> Vec<Port> {
+    ports.iter().filter(|p| p.protocol == crate::config::Protocol::Udp).cloned().collect()
+}

@@ -1,0 +1,228 @@
+//! Rules by iptables, for kernels without nf_tables and for machines where everything else uses it.
+//!
+//! Chains of our own hang from the built-in ones by one jump each. All our chains of a table are rewritten by one
+//! `iptables-restore --noflush`, which is atomic per table; jumps are added when missing. An empty chain carries the
+//! fingerprint of the rules in its name, as with nftables, but looking takes a process per family here.
+
+use std::net::IpAddr;
+
+use crate::config::{Config, Firewall, Masquerade, Pool};
+use crate::failure::Outcome;
+use crate::ports::Mapping;
+use crate::program;
+
+/// The network's chains.
+pub(crate) struct Iptables<'a> {
+    config: &'a Config,
+    prefix: String,
+    /// `""` or `"-legacy"`.
+    variant: &'static str,
+}
+
+/// Which programs to use, if there are any.
+pub(crate) fn variant(wanted: Firewall, kernel_has_nft: bool) -> Option<&'static str> {
+    let there = |variant: &str| program::find(&format!("iptables{variant}-restore")).is_some();
+    let order: &[&str] = match wanted {
+        Firewall::IptablesLegacy => &["-legacy"],
+        _ if kernel_has_nft => &["", "-legacy"],
+        _ => &["-legacy", ""],
+    };
+    order.iter().find(|v| there(v)).map(|v| if v.is_empty() { "" } else { "-legacy" })
+}
+
+impl Iptables<'_> {
+    pub(crate) fn new<'a>(config: &'a Config, variant: &'static str) -> Iptables<'a> {
+        // at most 28 characters make a chain's name
+        let hash = crate::link::fnv(config.name.as_bytes()) >> 32;
+        Iptables { config, prefix: format!("CORTEN-{hash:08x}"), variant }
+    }
+
+    /// Whether it certainly is the iptables that does not use nf_tables.
+    pub(crate) fn is_legacy(&self) -> bool {
+        self.variant == "-legacy"
+    }
+
+    fn program(&self, pool: &Pool, tool: &str) -> String {
+        let family = if pool.subnet.address.is_ipv4() { "iptables" } else { "ip6tables" };
+        format!("{family}{}{tool}", self.variant)
+    }
+
+    fn saved(&self, pool: &Pool) -> Outcome<String> {
+        program::output(&self.program(pool, "-save"), &[])
+    }
+
+    fn mark(&self, pool: &Pool) -> String {
+        let rules = self.nat_rules(pool, &[]) + &self.filter_rules(pool);
+        format!("{}-{:08x}", self.prefix, crate::link::fnv(rules.as_bytes()) as u32)
+    }
+
+    /// Whether every family has its rules and the jumps to them.
+    pub(crate) fn present(&self) -> Outcome<bool> {
+        for pool in &self.config.pools {
+            let saved = self.saved(pool)?;
+            let marked = saved.lines().any(|l| l.starts_with(&format!(":{} ", self.mark(pool))));
+            if !marked || !self.missing_jumps(pool, &saved).is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes everything anew.
+    pub(crate) fn make(&self, mappings: &[Mapping]) -> Outcome<()> {
+        for pool in &self.config.pools {
+            let saved = self.saved(pool)?;
+            let missing = self.missing_jumps(pool, &saved);
+            let jumps = |table: &str| -> String {
+                missing.iter().filter(|(t, _)| *t == table).map(|(_, rule)| format!("{rule}\n")).collect()
+            };
+            let text = format!(
+                "*nat\n:{} - [0:0]\n{}{}COMMIT\n*filter\n{}{}COMMIT\n",
+                self.mark(pool),
+                self.nat_rules(pool, mappings),
+                jumps("nat"),
+                self.filter_rules(pool),
+                jumps("filter"),
+            );
+            self.restore(pool, &text)?;
+        }
+        Ok(())
+    }
+
+    /// Replaces all port mappings: atomic for each family.
+    pub(crate) fn set_ports(&self, mappings: &[Mapping]) -> Outcome<()> {
+        for pool in &self.config.pools {
+            let text = format!("*nat\n{}COMMIT\n", self.port_rules(pool, mappings));
+            self.restore(pool, &text)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a mapping's rule is there.
+    pub(crate) fn has_port(&self, mapping: &Mapping) -> Outcome<bool> {
+        let Some(pool) = self.config.pool_of(mapping.to) else { return Ok(false) };
+        let target = target(mapping);
+        let dport = format!("--dport {} ", mapping.port.host_port);
+        let protocol = format!("-p {} ", mapping.port.protocol.name());
+        let saved = self.saved(pool)?;
+        let hit = |l: &str| l.ends_with(&target) && l.contains(&dport) && l.contains(&protocol);
+        Ok(saved.lines().any(hit))
+    }
+
+    /// Removes the chains and the jumps to them; what is not there is fine.
+    pub(crate) fn remove(&self) -> Outcome<()> {
+        for pool in &self.config.pools {
+            let saved = self.saved(pool)?;
+            let mut text = String::new();
+            for table in ["nat", "filter"] {
+                let lines = table_lines(&saved, table);
+                let ours = |l: &&str| l.contains(&self.prefix);
+                let chains: Vec<&str> = lines
+                    .iter()
+                    .filter(|l| l.starts_with(':') && ours(l))
+                    .filter_map(|l| l.trim_start_matches(':').split(' ').next())
+                    .collect();
+                if chains.is_empty() {
+                    continue;
+                }
+                text += &format!("*{table}\n");
+                for jump in lines.iter().filter(|l| l.starts_with("-A ") && ours(l)) {
+                    if !jump.starts_with(&format!("-A {}", self.prefix)) {
+                        text += &format!("-D {}\n", &jump[3..]);
+                    }
+                }
+                text += &chains.iter().map(|c| format!("-F {c}\n")).collect::<String>();
+                text += &chains.iter().map(|c| format!("-X {c}\n")).collect::<String>();
+                text += "COMMIT\n";
+            }
+            if !text.is_empty() {
+                self.restore(pool, &text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn restore(&self, pool: &Pool, text: &str) -> Outcome<()> {
+        program::feed(&self.program(pool, "-restore"), &["-w", "5", "--noflush"], text)
+    }
+
+    /// Jumps that are not there: table, and the line that adds it.
+    fn missing_jumps(&self, pool: &Pool, saved: &str) -> Vec<(&'static str, String)> {
+        let (p, bridge) = (&self.prefix, &self.config.bridge);
+        let mut wanted = vec![
+            ("nat", format!("-A PREROUTING -m addrtype --dst-type LOCAL -j {p}-DNAT")),
+            ("nat", format!("-A OUTPUT -m addrtype --dst-type LOCAL -j {p}-DNAT")),
+            ("nat", format!("-A POSTROUTING -j {p}-POST")),
+            // first, because what follows may drop
+            ("filter", format!("-I FORWARD -j {p}-FWD")),
+        ];
+        if pool.subnet.address.is_ipv4() {
+            wanted.push(("filter", format!("-I INPUT -i {bridge} -d 127.0.0.0/8 -j {p}-LO")));
+        }
+        let there = |table: &str, rule: &str| {
+            let chain = rule.split(' ').nth(1).unwrap_or_default();
+            let target = rule.rsplit(' ').next().unwrap_or_default();
+            let (start, end) = (format!("-A {chain} "), format!("-j {target}"));
+            table_lines(saved, table).iter().any(|l| l.starts_with(&start) && l.ends_with(&end))
+        };
+        wanted.retain(|(table, rule)| !there(table, rule));
+        wanted
+    }
+
+    fn port_rules(&self, pool: &Pool, mappings: &[Mapping]) -> String {
+        let mut mine: Vec<&Mapping> =
+            mappings.iter().filter(|m| m.to.is_ipv4() == pool.subnet.address.is_ipv4()).collect();
+        // a port on one address wins over the same port on all
+        mine.sort_by_key(|m| m.port.host_ip.is_none());
+        let rule = |m: &&Mapping| {
+            let on = m.port.host_ip.map(|ip| format!("-d {ip} ")).unwrap_or_default();
+            let (protocol, port) = (m.port.protocol.name(), m.port.host_port);
+            format!("-A {}-DNAT {on}-p {protocol} --dport {port} -j DNAT {}\n", self.prefix, target(m))
+        };
+        format!(":{}-DNAT - [0:0]\n{}", self.prefix, mine.iter().map(rule).collect::<String>())
+    }
+
+    fn nat_rules(&self, pool: &Pool, mappings: &[Mapping]) -> String {
+        let (p, subnet, bridge) = (&self.prefix, pool.subnet, &self.config.bridge);
+        let (loopback, multicast) = match pool.subnet.address {
+            IpAddr::V4(_) => ("127.0.0.0/8", "224.0.0.0/4"),
+            IpAddr::V6(_) => ("::1/128", "ff00::/8"),
+        };
+        let mut text = self.port_rules(pool, mappings);
+        let dnat = "-m conntrack --ctstate DNAT -j MASQUERADE";
+        text += &format!(":{p}-POST - [0:0]\n");
+        text += &format!("-A {p}-POST -s {subnet} -d {subnet} {dnat}\n");
+        text += &format!("-A {p}-POST -s {loopback} -o {bridge} {dnat}\n");
+        if self.config.masquerade != Masquerade::No {
+            text += &format!("-A {p}-POST -s {subnet} -d {subnet} -j RETURN\n");
+            text += &format!("-A {p}-POST -s {subnet} -d {multicast} -j RETURN\n");
+            text += &format!("-A {p}-POST -s {subnet} -j MASQUERADE\n");
+        }
+        text
+    }
+
+    fn filter_rules(&self, pool: &Pool) -> String {
+        let (p, bridge) = (&self.prefix, &self.config.bridge);
+        let mut text =
+            format!(":{p}-FWD - [0:0]\n-A {p}-FWD -i {bridge} -j ACCEPT\n-A {p}-FWD -o {bridge} -j ACCEPT\n");
+        if pool.subnet.address.is_ipv4() {
+            // the host's own loopback is not the pods', answers to mapped ports excepted
+            text += &format!(":{p}-LO - [0:0]\n");
+            text += &format!("-A {p}-LO -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP\n");
+        }
+        text
+    }
+}
+
+fn target(mapping: &Mapping) -> String {
+    match mapping.to {
+        IpAddr::V4(ip) => format!("--to-destination {ip}:{}", mapping.port.container_port),
+        IpAddr::V6(ip) => format!("--to-destination [{ip}]:{}", mapping.port.container_port),
+    }
+}
+
+/// The lines of one table in the output of `iptables-save`.
+fn table_lines<'a>(saved: &'a str, table: &str) -> Vec<&'a str> {
+    let head = format!("*{table}");
+    saved.lines().skip_while(|l| *l != head).take_while(|l| *l != "COMMIT").collect()
+}
