@@ -95,7 +95,7 @@ impl Call {
     }
 }
 
-/// Fill in a field of the running call's span: what a request asks for, the id that it has made.
+/// Fill in a field of the running call's span: the id that it has made.
 pub(crate) fn note(field: &'static str, value: impl std::fmt::Display) {
     Span::current().record(field, value.to_string());
 }

@@ -76,10 +76,11 @@ impl RuntimeService for Runtime {
 
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
-        change!("RunPodSandbox")
+        let name = request.config.as_ref().and_then(|config| config.metadata.as_ref());
+        let name = name.map_or(String::new(), |pod| format!("{}/{}", pod.namespace, pod.name));
+        change!("RunPodSandbox", name = &name)
             .run(self.info.slow_request, async move {
                 let config = parse::pod::run(request)?;
-                note("name", format_args!("{}/{}", config.name.namespace, config.name.name));
                 let id = engine.run_pod(config).await?;
                 note("sandbox", &id);
                 Ok(RunPodSandboxResponse { pod_sandbox_id: id.into() })
@@ -151,7 +152,9 @@ impl RuntimeService for Runtime {
         request: Request<CreateContainerRequest>,
     ) -> Answer<CreateContainerResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
-        change!("CreateContainer", sandbox = &request.pod_sandbox_id)
+        let name = request.config.as_ref().and_then(|config| config.metadata.as_ref());
+        let name = name.map_or("", |container| &container.name);
+        change!("CreateContainer", sandbox = &request.pod_sandbox_id, name = name)
             .run(self.info.slow_request, async move {
                 let (pod, config) = parse::container::create(request)?;
                 tracing::debug!(
