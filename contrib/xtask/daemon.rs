@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::watch;
+
 /// systemd's RestartSec.
 const PAUSE: Duration = Duration::from_millis(100);
 /// As often a daemon may die within a second of its start before it counts as broken.
@@ -53,8 +55,7 @@ impl Daemon {
         let mut command = Command::new(&self.program);
         command.arg("serve").arg("--config").arg(self.dir.join("config/config.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/").process_group(0);
-        let child = command.spawn().with_context(|| format!("start {}", self.program.display()))?;
-        self.pid = Pid::from_raw(i32::try_from(child.id())?);
+        self.pid = watch::spawn(&mut command)?;
         self.started = Instant::now();
         let fresh = self.pidfile().with_extension("new");
         std::fs::write(&fresh, format!("{}\n", self.pid))?;

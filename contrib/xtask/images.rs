@@ -315,7 +315,7 @@ fn push(registry: &Registry, image: &Image) -> Result<()> {
 }
 
 /// This machine's architecture as images name it.
-fn architecture() -> &'static str {
+pub(crate) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -130,10 +130,11 @@ fn enter_namespaces(inside: &Inside) -> Result<()> {
 fn bring_up_network() -> Result<()> {
     let steps = [
         "link set lo up",
-        "link add node0 type dummy",
+        "link add node0 type veth peer name node0-far",
         "addr add 192.168.250.1/24 dev node0",
         "-6 addr add fd00:250::1/64 dev node0 nodad",
         "link set node0 up",
+        "link set node0-far up",
         "route add default via 192.168.250.254 dev node0",
         "-6 route add default via fd00:250::fe dev node0",
     ];
@@ -168,6 +169,9 @@ fn configure(inside: &Inside, kit: &Kit) -> Result<()> {
         text += "bin_dirs = []\nbuiltin = \"auto\"\n";
     }
     fs::write(dir.join("config.toml"), text)?;
+    let endpoint = format!("unix://{}", at("run/corten.sock"));
+    let crictl = format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 30\n");
+    fs::write(dir.join("crictl.yaml"), crictl)?;
     for (number, file) in inside.config.iter().enumerate() {
         let copy = drop_ins.join(format!("{number:02}.toml"));
         fs::copy(file, copy).with_context(|| format!("copy {}", file.display()))?;
@@ -188,11 +192,7 @@ fn warm_up(inside: &Inside, kit: &Kit) -> Result<()> {
 
 fn crictl(inside: &Inside, kit: &Kit) -> std::process::Command {
     let mut command = command(&[kit.cri_tools.join("crictl")]);
-    let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());
-    command
-        .env("CONTAINER_RUNTIME_ENDPOINT", &endpoint)
-        .env("IMAGE_SERVICE_ENDPOINT", &endpoint)
-        .args(["--timeout", "60s"]);
+    command.env("CRI_CONFIG_FILE", inside.dir.join("config/crictl.yaml")).args(["--timeout", "60s"]);
     command
 }
 
@@ -215,14 +215,15 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
     let words = if inside.command.is_empty() { vec![shell] } else { inside.command.clone() };
     let mut command = command(&words);
     let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());
-    let mut path = std::env::join_paths([&kit.cri_tools, &kit.programs, &kit.suites])?;
+    let mut path = std::env::join_paths([&kit.cri_tools, &kit.programs, &kit.suites, &kit.kubelet])?;
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
     command.env("CONTAINER_RUNTIME_ENDPOINT", &endpoint).env("IMAGE_SERVICE_ENDPOINT", &endpoint);
     command.env("PATH", path).env("OUT", &inside.out).env("CORTEN_NODE", &inside.dir);
-    command.env("CORTEN_PIDFILE", daemon.pidfile());
-    let child = command.spawn().with_context(|| format!("start {}", words[0].to_string_lossy()))?;
-    let child = Pid::from_raw(i32::try_from(child.id())?);
+    command
+        .env("CORTEN_PIDFILE", daemon.pidfile())
+        .env("CRI_CONFIG_FILE", inside.dir.join("config/crictl.yaml"));
+    let child = watch::spawn(&mut command)?;
     loop {
         match watch::next(child)? {
             Ended::Process(pid, code) if pid == child => return Ok(code),

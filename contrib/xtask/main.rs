@@ -21,20 +21,26 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod bench;
 mod busybox;
+mod cargo_test;
 mod cgroup;
 mod cni;
 mod command;
 mod daemon;
+mod demo;
 mod images;
 mod inside;
 mod install;
+mod large_images;
 mod node;
 mod paths;
 mod programs;
 mod push;
 mod registry;
+mod report;
 mod scratch;
+mod test;
 mod tools;
 mod vm;
 mod watch;
@@ -75,11 +81,28 @@ fn run() -> Result<i32> {
             let options = node_options(rest)?;
             node::run(&node::kit(options.profile)?, &options)
         }
+        "demo" => demo::run(),
+        "demo-inside" => demo::inside(),
+        "bench" => bench::run(rest),
+        "test" => test::run(&test_choice(rest)?),
         "inside" => inside::run(&inside_options(rest)?),
         "install" => install::all().map(|()| 0),
         "build" => programs::build(Profile::Release).map(|dir| println!("{}", dir.display())).map(|()| 0),
         _ => bail!("{USAGE}"),
     }
+}
+
+fn test_choice(words: Vec<OsString>) -> Result<test::Choice> {
+    let mut choice = test::Choice::default();
+    let mut parser = Parser::from_args(words);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("only") => choice.only.push(parser.value()?.to_string_lossy().into_owned()),
+            Arg::Long("report") => choice.report = Some(parser.value()?.into()),
+            other => bail!("{}\n{USAGE}", other.unexpected()),
+        }
+    }
+    Ok(choice)
 }
 
 /// The words after `--` are the command.

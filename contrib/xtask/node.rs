@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::install::{self, Need};
-use crate::paths::Kit;
+use crate::paths::{Kit, cache};
 use crate::programs::{self, Profile};
 use crate::scratch::Scratch;
 use crate::world::{self, Scope};
@@ -34,6 +34,8 @@ pub(crate) struct Options {
     pub(crate) tmpfs: bool,
     /// how the programs are built
     pub(crate) profile: Profile,
+    /// where its output goes; nothing: this terminal
+    pub(crate) log: Option<PathBuf>,
     /// what is run in it; nothing: a shell
     pub(crate) command: Vec<OsString>,
 }
@@ -48,6 +50,7 @@ impl Default for Options {
             out: None,
             tmpfs: false,
             profile: Profile::Release,
+            log: None,
             command: Vec::new(),
         }
     }
@@ -55,14 +58,26 @@ impl Default for Options {
 
 /// Make what a node is made from, as far as it is not there yet.
 pub(crate) fn kit(profile: Profile) -> Result<Kit> {
+    Ok(Kit {
+        cni: tools::ensure(&tools::CNI)?,
+        kubelet: tools::ensure(&tools::KUBELET)?,
+        suites: programs::build_suites()?,
+        ..programs_and_crictl(profile)?
+    })
+}
+
+/// The same without what only tests need: an empty folder takes its place.
+pub(crate) fn programs_and_crictl(profile: Profile) -> Result<Kit> {
     install::ensure(&[Need::Programs, Need::Tools, Need::Images, Need::Node])?;
+    let nothing = cache()?.join("nothing");
+    std::fs::create_dir_all(&nothing)?;
     Ok(Kit {
         programs: programs::build(profile)?,
         cri_tools: tools::ensure(&tools::CRI_TOOLS)?,
-        cni: tools::ensure(&tools::CNI)?,
-        kubelet: tools::ensure(&tools::KUBELET)?,
+        cni: nothing.clone(),
+        kubelet: nothing.clone(),
         registry: images::ensure()?,
-        suites: programs::build_suites()?,
+        suites: nothing,
     })
 }
 
@@ -80,6 +95,7 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("inside").arg(scratch.path()).args(flags(options)?).arg("--").args(&options.command);
+    redirect(&mut command, options)?;
     let status = command.status().context("start the node")?;
     let mut left = world::left_behind(&before, &scope, Duration::from_secs(5));
     if !cgroup::remove(&places) {
@@ -88,6 +104,15 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     left.iter().for_each(|what| eprintln!("node: left on this machine: {what}"));
     let code = status.code().unwrap_or(128 + 9);
     Ok(if code == 0 && !left.is_empty() { 1 } else { code })
+}
+
+/// Send a command's output to the log, if there is one.
+pub(crate) fn redirect(command: &mut Command, options: &Options) -> Result<()> {
+    if let Some(log) = &options.log {
+        let file = std::fs::File::create(log).with_context(|| format!("create {}", log.display()))?;
+        command.stdin(std::process::Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    }
+    Ok(())
 }
 
 /// The options that matter inside, as flags.

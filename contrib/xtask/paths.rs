@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::command::{command, quiet};
+use crate::programs;
 
 /// The repository that this program was built from.
 pub(crate) fn repository() -> PathBuf {
@@ -57,14 +58,15 @@ pub(crate) struct Kit {
 }
 
 impl Kit {
-    fn parts(&self) -> [(&'static str, &Path); 6] {
+    /// Name in a kit, where it is, and what is taken of it (nothing named: all of it).
+    fn parts(&self) -> [(&'static str, &Path, &'static [&'static str]); 6] {
         [
-            ("programs", &self.programs),
-            ("cri-tools", &self.cri_tools),
-            ("cni", &self.cni),
-            ("kubelet", &self.kubelet),
-            ("registry", &self.registry),
-            ("suites", &self.suites),
+            ("programs", &self.programs, &["corten", "corten-runtime", "corten-bridge"]),
+            ("cri-tools", &self.cri_tools, &[]),
+            ("cni", &self.cni, &[]),
+            ("kubelet", &self.kubelet, &[]),
+            ("registry", &self.registry, &[]),
+            ("suites", &self.suites, programs::SUITES),
         ]
     }
 
@@ -83,32 +85,26 @@ impl Kit {
     /// Lay the kit out in `dir` by links.
     pub(crate) fn link(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)?;
-        for (name, place) in self.parts() {
-            symlink(place, dir.join(name)).with_context(|| format!("link {}", place.display()))?;
+        for (name, place, files) in self.parts() {
+            let part = dir.join(name);
+            if files.is_empty() {
+                symlink(place, &part).with_context(|| format!("link {}", place.display()))?;
+                continue;
+            }
+            std::fs::create_dir(&part)?;
+            for file in files {
+                symlink(place.join(file), part.join(file)).with_context(|| format!("link {file}"))?;
+            }
         }
-        symlink(repository().join("e2e"), dir.join("e2e"))?;
-        symlink(repository().join("manifests"), dir.join("manifests"))?;
         Ok(())
     }
 
     /// Lay the kit out in `dir` by copies, with this program and the registry beside it, for a VM.
     pub(crate) fn copy(&self, dir: &Path) -> Result<()> {
-        let link = dir.with_extension("links");
-        self.link(&link)?;
-        std::fs::create_dir_all(dir)?;
-        for name in ["programs", "cri-tools", "cni", "kubelet", "registry", "suites", "manifests"] {
-            let from = format!("{}/.", link.join(name).display());
-            std::fs::create_dir_all(dir.join(name))?;
-            quiet(command(&["cp", "-aL", &from]).arg(dir.join(name)))?;
-        }
-        std::fs::remove_dir_all(&link)?;
-        std::fs::create_dir_all(dir.join("e2e"))?;
-        for list in std::fs::read_dir(repository().join("e2e"))? {
-            let list = list?.path();
-            if list.extension().is_some_and(|extension| extension == "list") {
-                std::fs::copy(&list, dir.join("e2e").join(list.file_name().unwrap_or_default()))?;
-            }
-        }
+        let links = dir.with_extension("links");
+        self.link(&links)?;
+        quiet(command(&["cp", "-aL"]).arg(&links).arg(dir))?;
+        std::fs::remove_dir_all(&links)?;
         std::fs::copy(std::env::current_exe()?, dir.join("xtask"))?;
         std::fs::copy("/usr/bin/docker-registry", dir.join("docker-registry"))?;
         Ok(())

@@ -42,6 +42,9 @@ impl Profile {
 const PROGRAMS: [(&str, &str, bool); 3] =
     [("daemon", "corten", false), ("monitor", "corten-runtime", true), ("network", "corten-bridge", true)];
 
+/// The programs of the e2e crate.
+pub(crate) const SUITES: &[&str] = &["bench", "churn", "cli-suite", "critest-suite", "kubelet-suite"];
+
 /// Build corten, corten-runtime and corten-bridge; the folder that they are in.
 pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
     let triple = host_triple()?;
@@ -53,11 +56,12 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
         }
         run(&mut cargo)?;
     }
-    let dir = target().join(&triple).join(profile.folder());
-    for (_, program, fixed) in PROGRAMS {
-        check_linking(&dir.join(program), fixed)?;
-    }
-    Ok(dir)
+    Ok(target().join(&triple).join(profile.folder()))
+}
+
+/// Whether the programs in `dir` are linked as they shall be.
+pub(crate) fn check(dir: &Path) -> Result<()> {
+    PROGRAMS.iter().try_for_each(|(_, program, fixed)| check_linking(&dir.join(program), *fixed))
 }
 
 /// Build the program that the test images run.
@@ -91,7 +95,7 @@ fn host_triple() -> Result<String> {
 }
 
 /// Fail unless the program needs no interpreter, and is at a fixed address if it shall be.
-pub(crate) fn check_linking(program: &Path, fixed: bool) -> Result<()> {
+fn check_linking(program: &Path, fixed: bool) -> Result<()> {
     const ET_EXEC: u16 = 2;
     let elf = std::fs::read(program).with_context(|| format!("read {}", program.display()))?;
     ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "{} is no 64-bit little-endian ELF file", program.display());

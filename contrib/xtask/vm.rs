@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::command::{command, quiet};
-use crate::node::{Options, flags};
+use crate::node::{Options, flags, redirect};
 use crate::paths::{Kit, cache, repository};
 
 /// Longest run of a command in a VM, seconds.
@@ -24,6 +24,7 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
 }
 
 fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
+    std::fs::create_dir_all(share.join("node"))?;
     kit.copy(&share.join("node/kit"))?;
     let mut inner = Options { out: None, config: Vec::new(), ..options.clone() };
     for (number, config) in options.config.iter().enumerate() {
@@ -51,7 +52,9 @@ fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
     if let Some(out) = &options.out {
         machine.arg("--out").arg(out);
     }
-    let status = machine.arg(share).arg("bash /share/job.sh").status().context("start run-in-vm.sh")?;
+    machine.arg(share).arg("bash /share/job.sh");
+    redirect(&mut machine, options)?;
+    let status = machine.status().context("start run-in-vm.sh")?;
     Ok(status.code().unwrap_or(125))
 }
 

@@ -1,5 +1,6 @@
 //! Waiting for children and signals at once, in one thread.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -7,6 +8,8 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+
+use crate::command::line;
 
 /// Something ended.
 pub(crate) enum Ended {
@@ -18,9 +21,18 @@ fn signals() -> SigSet {
     [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect()
 }
 
-/// From now on signals wait until [`next`] takes them. (Children get an empty mask from the standard library.)
+/// From now on signals wait until [`next`] takes them. Children inherit that: see [`spawn`].
 pub(crate) fn take_signals() -> Result<()> {
     signals().thread_block().context("block signals")
+}
+
+/// Start a child that takes signals as usual.
+pub(crate) fn spawn(command: &mut Command) -> Result<Pid> {
+    signals().thread_unblock()?;
+    let child = command.spawn();
+    signals().thread_block()?;
+    let child = child.with_context(|| format!("start {}", line(command)))?;
+    Ok(Pid::from_raw(i32::try_from(child.id())?))
 }
 
 /// Wait until a process ends. SIGTERM and SIGHUP are passed on to `command`; SIGINT and SIGQUIT it got from the terminal itself.
@@ -29,10 +41,12 @@ pub(crate) fn next(command: Pid) -> Result<Ended> {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => return Ok(Ended::Process(pid, code)),
             Ok(WaitStatus::Signaled(pid, signal, _)) => return Ok(Ended::Process(pid, 128 + signal as i32)),
-            Ok(WaitStatus::StillAlive) => match signals().wait()? {
-                signal @ (Signal::SIGTERM | Signal::SIGHUP) => drop(kill(command, signal)),
-                _ => {}
-            },
+            Ok(WaitStatus::StillAlive) => {
+                let signal = signals().wait()?;
+                if matches!(signal, Signal::SIGTERM | Signal::SIGHUP) {
+                    kill(command, signal).ok();
+                }
+            }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("wait for children"),
         }

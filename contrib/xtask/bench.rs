@@ -1,0 +1,28 @@
+//! `cargo xtask bench`: the benchmark of the e2e crate in a node whose store is on a tmpfs, with Debian's crun beside ours.
+
+use std::ffi::OsString;
+
+use anyhow::Result;
+
+use crate::install::{self, Need};
+use crate::node::{self, Options};
+use crate::programs::Profile;
+use crate::{large_images, registry};
+
+/// Run it; `arguments` go on to the benchmark (`--json FILE`, `--against cri=SOCKET`, `--against oci=PATH`, `--rounds N`).
+pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32> {
+    install::ensure(&[Need::Bench])?;
+    let mut kit = node::kit(Profile::Release)?;
+    kit.registry = large_images::ensure()?;
+    let host = format!("127.0.0.1:{}", registry::NODE_PORT);
+    let large = |tag: &str| format!("434 MB {tag}={host}/{}:{tag}", large_images::REPOSITORY);
+    let runtime = kit.programs.join("corten-runtime");
+    let mut command: Vec<OsString> =
+        vec!["bench".into(), "--image".into(), format!("{host}/library/busybox:1").into()];
+    for tag in ["gzip", "zstd"] {
+        command.extend(["--large".into(), large(tag).into()]);
+    }
+    command.extend(["--runtime".into(), runtime.into(), "--against".into(), "oci=/usr/bin/crun".into()]);
+    command.extend(arguments);
+    node::run(&kit, &Options { tmpfs: true, command, ..Options::default() })
+}
