@@ -1,11 +1,14 @@
 //! What callers hold: a process that is being made ([`Pending`]) and one that was made ([`Process`]).
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use sys::cgroup::Cgroup;
+use sys::process::{Ended, pidfd_signal, wait};
 
-use crate::error::{Error, Result};
+use crate::channel::{Channel, FromInit, ToCaller};
+use crate::error::{Context, Error, Kind, Result};
 
 /// The standard streams of a new process. With `process.terminal` they are not used: the terminal takes their place.
 #[derive(Debug)]
@@ -18,32 +21,137 @@ pub struct Stdio {
     pub stderr: OwnedFd,
 }
 
-/// A process that is being made. Dropping it kills what was made so far.
+/// Who is at the other end.
+#[derive(Debug)]
+enum Maker {
+    /// A builder; the process will be another child.
+    Builder { gate: Option<PathBuf> },
+    /// The process itself.
+    Process { cgroup: Cgroup },
+}
+
+/// A process that is being made. Dropping it ends what was made so far.
 #[derive(Debug)]
 pub struct Pending {
-    pub(crate) socket: OwnedFd,
-    pub(crate) helper: i32,
+    /// Both are taken by [`Pending::complete`].
+    state: Option<(Channel, Maker)>,
+    pid: i32,
+    pidfd: Option<OwnedFd>,
 }
 
 impl AsFd for Pending {
-    /// Readable when [`Pending::complete`] will not block.
+    /// Readable when [`Pending::complete`] will not block (for an exec'd process with a terminal: not longer than its
+    /// exec takes).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match (&self.state, &self.pidfd) {
+            (Some((channel, _)), _) => channel.as_fd(),
+            (None, Some(pidfd)) => pidfd.as_fd(),
+            (None, None) => unreachable!("only complete takes both, and it takes the Pending"),
+        }
     }
 }
 
 impl Pending {
+    pub(crate) fn of_builder(channel: Channel, (pid, pidfd): (i32, OwnedFd), gate: Option<PathBuf>) -> Self {
+        Pending { state: Some((channel, Maker::Builder { gate })), pid, pidfd: Some(pidfd) }
+    }
+
+    pub(crate) fn of_process(channel: Channel, (pid, pidfd): (i32, OwnedFd), cgroup: Cgroup) -> Self {
+        Pending { state: Some((channel, Maker::Process { cgroup })), pid, pidfd: Some(pidfd) }
+    }
+
     /// Pid of the child of the caller that makes the process (create: the builder, which is not the container's
     /// init; exec: the process itself). `complete` reaps the builder.
     pub fn helper(&self) -> i32 {
-        self.helper
+        self.pid
     }
 
     /// Wait for the outcome: the process waits at its gate, or has exec'd its program, or could not be made; then it
     /// has been reaped and its cgroup (create) is removed.
-    pub fn complete(self) -> Result<Process> {
-        Err(Error::unsupported("create", "", "not built yet"))
+    pub fn complete(mut self) -> Result<Process> {
+        let (Some((channel, maker)), Some(pidfd)) = (self.state.take(), self.pidfd.take()) else {
+            unreachable!("nothing else takes them");
+        };
+        match maker {
+            Maker::Builder { gate } => complete_builder(&channel, self.pid, gate),
+            Maker::Process { cgroup } => complete_process(&channel, (self.pid, pidfd), cgroup),
+        }
     }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let Some((channel, maker)) = self.state.take() else { return };
+        if let (Maker::Process { .. }, Some(pidfd)) = (&maker, &self.pidfd) {
+            let _ = pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = wait(self.pid, true);
+            return;
+        }
+        // The builder knows how to undo its work until it has handed it over: let it, and end what it hands over.
+        if let Ok(process) = complete_builder(&channel, self.pid, None) {
+            let _ = pidfd_signal(process.pidfd.as_fd(), libc::SIGKILL);
+            let _ = wait(process.pid, true);
+            let _ = process.cgroup.kill();
+            let _ = process.cgroup.remove();
+        }
+    }
+}
+
+fn complete_builder(channel: &Channel, builder: i32, gate: Option<PathBuf>) -> Result<Process> {
+    let message = channel.receive::<ToCaller>().step("hear from the builder", "")?;
+    let ended = reap(builder);
+    match message {
+        Some((ToCaller::Made { pid, start_time, cgroup, warnings }, fds)) => {
+            let mut fds = fds.into_iter();
+            let pidfd = fds.next().ok_or_else(|| missing("pidfd"))?;
+            let cgroup = Cgroup::new(cgroup);
+            Ok(Process { pid, pidfd, start_time, cgroup, console: fds.next(), warnings, gate })
+        }
+        Some((ToCaller::NotMade { error, pid }, _)) => {
+            pid.map(reap);
+            Err(error)
+        }
+        None => {
+            Err(Error::new(Kind::Internal, "make the container", "", format!("the builder ended: {ended:?}")))
+        }
+    }
+}
+
+fn missing(what: &str) -> Error {
+    Error::new(Kind::Internal, "hear from the builder", what, "is missing")
+}
+
+fn complete_process(channel: &Channel, (pid, pidfd): (i32, OwnedFd), cgroup: Cgroup) -> Result<Process> {
+    let start_time = sys::process::start_time(pid).unwrap_or(0);
+    let mut ready = None;
+    let error = loop {
+        match channel.receive::<FromInit>().step("hear from the process", pid)? {
+            Some((FromInit::Ready { warnings }, mut fds)) => ready = Some((fds.pop(), warnings)),
+            Some((FromInit::Failed(error), _)) => break error,
+            Some((FromInit::MountsMade, _)) => {}
+            None => match ready {
+                Some((console, warnings)) => {
+                    return Ok(Process { pid, pidfd, start_time, cgroup, console, warnings, gate: None });
+                }
+                None => {
+                    break Error::new(
+                        Kind::Internal,
+                        "exec",
+                        "",
+                        "its process was killed while it was set up",
+                    );
+                }
+            },
+        }
+    };
+    let _ = pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+    reap(pid);
+    Err(error)
+}
+
+/// Somebody else in the caller may have reaped it.
+fn reap(pid: i32) -> Option<Ended> {
+    wait(pid, true).ok().flatten()
 }
 
 /// A process of a container.
@@ -75,7 +183,18 @@ impl Process {
 }
 
 /// Let the process that waits at this gate go on, as [`Process::start`]; any program of the node may do so.
-/// Kind `wrong_state` when nobody waits there.
+/// Kind `wrong_state` when nobody waits there. The gate is gone afterwards.
 pub fn start(gate: &Path) -> Result<()> {
-    Err(Error::unsupported("start", gate.display(), "not built yet"))
+    let closed = |why: &str| Error::new(Kind::WrongState, "start", gate.display(), why);
+    let socket = sys::socket::connect(gate).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => closed("it has been started already, or was never created"),
+        io::ErrorKind::ConnectionRefused => closed("its process has ended"),
+        _ => Error::internal("start", gate.display(), &e),
+    })?;
+    // Only one can be let through; whoever else has connected meanwhile is refused below.
+    std::fs::remove_file(gate).map_err(|_| closed("it is being started already"))?;
+    match Channel::from_socket(socket.into()).receive::<FromInit>().step("start", gate.display())? {
+        Some((FromInit::Failed(error), _)) => Err(error),
+        _ => Ok(()),
+    }
 }

@@ -158,9 +158,10 @@ impl Cgroup {
         hierarchies.iter().map(|h| Ok((h, self.directory(h)?))).collect()
     }
 
-    /// Make it in all hierarchies, with its parents. It may be there already, empty. `EBUSY`: processes are in it.
-    pub fn create(&self) -> io::Result<()> {
-        for (hierarchy, directory) in self.directories()? {
+    /// Make it in the hierarchies of a version, with its parents. It may be there already, empty. `EBUSY`: processes
+    /// are in it.
+    pub fn create(&self, version: Version) -> io::Result<()> {
+        for (hierarchy, directory) in self.directories()?.into_iter().filter(|(h, _)| h.version == version) {
             let steps = steps(&hierarchy.mount, &directory);
             let cpuset =
                 hierarchy.version == Version::V1 && hierarchy.controllers.iter().any(|c| c == "cpuset");

@@ -110,6 +110,11 @@ impl Policy {
         hit != self.default_allow
     }
 
+    /// Whether nothing is denied.
+    pub fn allows_all(&self) -> bool {
+        self.default_allow && self.exceptions.is_empty()
+    }
+
     fn program(&self) -> Vec<u64> {
         // struct bpf_cgroup_dev_ctx { u32 access_type; u32 major; u32 minor; }: type in the low half, access in the high
         let mut code = vec![

@@ -1,0 +1,158 @@
+//! What a process carries besides its rights: sysctls of its namespaces, OOM score, resource limits, security labels.
+//!
+//! Files in /proc are reached by a descriptor of the node's procfs that was opened before the container's root took its
+//! place, and checked to be one: no mount of the container can stand in for it.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::PROC_SUPER_MAGIC;
+use oci_spec::runtime::{PosixRlimitType, Process};
+
+use crate::error::{Context, Error, Result};
+use crate::root::is_on;
+
+/// The node's procfs.
+#[derive(Debug)]
+pub(crate) struct Proc(OwnedFd);
+
+impl Proc {
+    pub(crate) fn open() -> Result<Proc> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::open("/proc", flags, Mode::empty()).step("open", "/proc")?;
+        if !is_on(fd.as_fd(), PROC_SUPER_MAGIC) {
+            return Err(Error::unsupported("open", "/proc", "it is not a procfs"));
+        }
+        Ok(Proc(fd))
+    }
+
+    fn open_file(&self, path: &str) -> io::Result<std::fs::File> {
+        let fd = openat(&self.0, path, OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        if !is_on(fd.as_fd(), PROC_SUPER_MAGIC) {
+            return Err(Errno::EXDEV.into());
+        }
+        Ok(fd.into())
+    }
+
+    pub(crate) fn write(&self, path: &str, value: &str) -> io::Result<()> {
+        self.open_file(path)?.write_all(value.as_bytes())
+    }
+
+    fn read(&self, path: &str) -> io::Result<String> {
+        let fd = openat(&self.0, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+        io::read_to_string(std::fs::File::from(fd))
+    }
+
+    /// This process's pid as the node sees it.
+    pub(crate) fn own_pid(&self) -> io::Result<i32> {
+        let name = nix::fcntl::readlinkat(&self.0, "self")?;
+        name.to_str().and_then(|n| n.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// Set the sysctls of this process's namespaces; the config check has let only namespaced ones through. Names are
+/// dotted, or slashed when a part has a dot in it.
+pub(crate) fn set_sysctls<'a>(
+    proc: &Proc,
+    sysctls: impl Iterator<Item = (&'a String, &'a String)>,
+) -> Result<()> {
+    for (name, value) in sysctls {
+        let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
+        proc.write(&format!("sys/{path}"), value).step("set sysctl", format!("{name}={value}"))?;
+    }
+    Ok(())
+}
+
+/// Set the OOM score; one that needs a right which this host lacks is set as low as it can be, and said.
+pub(crate) fn set_oom_score(proc: &Proc, wanted: i32) -> Result<Option<String>> {
+    let set = |score: i32| proc.write("self/oom_score_adj", &score.to_string());
+    match set(wanted) {
+        Err(e) if e.raw_os_error() == Some(libc::EACCES) => {}
+        other => return other.step("set oom_score_adj", wanted).map(|()| None),
+    }
+    let text = proc.read("self/oom_score_adj").step("read oom_score_adj", "")?;
+    let mut possible: i32 = text.trim().parse().unwrap_or(1000);
+    let mut refused = wanted;
+    while possible - refused > 1 {
+        let middle = refused + (possible - refused) / 2;
+        match set(middle) {
+            Ok(()) => possible = middle,
+            Err(_) => refused = middle,
+        }
+    }
+    Ok(Some(format!(
+        "oom_score_adj {wanted} needs CAP_SYS_RESOURCE, which this host lacks: it is {possible}"
+    )))
+}
+
+fn resource(kind: PosixRlimitType) -> Resource {
+    match kind {
+        PosixRlimitType::RlimitCpu => Resource::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => Resource::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => Resource::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => Resource::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => Resource::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => Resource::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => Resource::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => Resource::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => Resource::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => Resource::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => Resource::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => Resource::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => Resource::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => Resource::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => Resource::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => Resource::RLIMIT_RTTIME,
+    }
+}
+
+/// Set resource limits, while we may still raise them.
+pub(crate) fn set_rlimits(process: &Process) -> Result<()> {
+    for limit in process.rlimits().iter().flatten() {
+        let what = format!("{} soft {} hard {}", limit.typ(), limit.soft(), limit.hard());
+        setrlimit(resource(limit.typ()), limit.soft(), limit.hard()).step("set rlimit", what)?;
+    }
+    Ok(())
+}
+
+/// Say which AppArmor profile and SELinux context the exec switches to.
+pub(crate) fn set_labels(proc: &Proc, process: &Process) -> Result<()> {
+    if let Some(profile) = process.apparmor_profile().as_deref().filter(|p| !p.is_empty()) {
+        let value = format!("exec {profile}");
+        match proc.write("self/attr/apparmor/exec", &value) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                if !Path::new("/sys/kernel/security/apparmor").exists() && !apparmor_on(proc) {
+                    return Err(Error::unsupported(
+                        "set AppArmor profile",
+                        profile,
+                        "this kernel runs no AppArmor",
+                    ));
+                }
+                proc.write("self/attr/exec", &value)
+            }
+            other => other,
+        }
+        .step("set AppArmor profile", profile)?;
+    }
+    if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
+        if !Path::new("/sys/fs/selinux/enforce").exists() && !selinux_on(proc) {
+            return Err(Error::unsupported("set SELinux label", label, "this kernel runs no SELinux"));
+        }
+        proc.write("self/attr/exec", label).step("set SELinux label", label)?;
+    }
+    Ok(())
+}
+
+/// The current label's shape tells who owns the shared attribute files.
+fn apparmor_on(proc: &Proc) -> bool {
+    proc.read("self/attr/current").is_ok_and(|c| c.starts_with("unconfined") || c.contains('('))
+}
+
+fn selinux_on(proc: &Proc) -> bool {
+    proc.read("self/attr/current").is_ok_and(|c| c.split(':').count() >= 3)
+}

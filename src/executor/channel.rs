@@ -1,0 +1,105 @@
+//! Messages between the caller, the builder and the new process: JSON with descriptors over sequenced-packet sockets.
+//!
+//! ```text
+//! builder → init     CgroupMade, Continue                 (init waits for them at fixed places)
+//! init → builder     MountsMade, Ready{…} + console, Failed(error); end of file: the exec has succeeded, or it died
+//! builder → caller   Made{…} + pidfd (+ console) | NotMade{…}            exactly one
+//! exec'd → caller    Ready{…} + console, Failed(error), end of file
+//! ```
+//!
+//! Both ends are close-on-exec, which is what makes the end of file mean "your program runs".
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, Error, Result};
+
+/// From the new process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FromInit {
+    /// Its mounts are made; hooks of the node's side may run now.
+    MountsMade,
+    /// All is set: the exec (or the gate) is next. With a terminal the console goes with it.
+    Ready { warnings: Vec<String> },
+    /// A step failed; it exits.
+    Failed(Error),
+}
+
+/// To the new process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToInit {
+    /// Its cgroup is there, with its limits.
+    CgroupMade,
+    /// The hooks of the node's side have run.
+    Continue,
+}
+
+/// To the caller of `create`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToCaller {
+    /// With its pidfd, and the console when there is one.
+    Made { pid: i32, start_time: u64, cgroup: String, warnings: Vec<String> },
+    /// The process, if there was one, has been killed; the caller reaps it.
+    NotMade { error: Error, pid: Option<i32> },
+}
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+/// Longest message; an error text that is longer is cut.
+const LONGEST: usize = 64 * 1024;
+
+impl Channel {
+    pub(crate) fn pair() -> Result<(Channel, Channel)> {
+        let kind = (AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC);
+        let (a, b) = socketpair(kind.0, kind.1, kind.2, kind.3).step("make a socket pair", "")?;
+        Ok((Channel(a), Channel(b)))
+    }
+
+    pub(crate) fn from_socket(socket: OwnedFd) -> Channel {
+        Channel(socket)
+    }
+
+    pub(crate) fn send<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let bytes = serde_json::to_vec(message)?;
+        if bytes.len() > LONGEST {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        loop {
+            match sys::socket::send(self.0.as_fd(), &bytes, fds) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map(|_| ()),
+            }
+        }
+    }
+
+    /// `None`: the other side is closed.
+    pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+        let mut buffer = vec![0; LONGEST];
+        let mut fds = Vec::new();
+        let count = loop {
+            match sys::socket::receive(self.0.as_fd(), &mut buffer, &mut fds) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // a stream socket whose peer was closed with our words unread
+                Err(e) if e.raw_os_error() == Some(Errno::ECONNRESET as i32) => return Ok(None),
+                other => break other?,
+            }
+        };
+        if count == 0 {
+            return Ok(None);
+        }
+        Ok(Some((serde_json::from_slice(&buffer[..count])?, fds)))
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,298 @@
+//! The builder: the copy of the caller that turns a bundle into a running init and then ends.
+//!
+//! ```text
+//! builder                                      init (the caller's child)
+//! read config.json, open namespaces, filter
+//! make the v2 cgroup (pure v2: its limits)
+//! clone3 ───────────────────────────────────▶  bind sources, root
+//! make the v1 cgroup, its limits
+//! CgroupMade ───────────────────────────────▶  enter it, mounts, devices, masks
+//! hooks of the node's side  ◀── MountsMade
+//! Continue ─────────────────────────────────▶  pivot, user, …
+//! ◀──────────────────────────────────── Ready  (with a gate the builder is done here)
+//! ◀───────────────────────────── end of file   its program runs
+//! Made → caller
+//! ```
+//!
+//! When anything fails init is killed, the cgroup is removed, and the caller gets the first error.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use sys::cgroup::{Cgroup, Layout, Version};
+use sys::process::{Clone, Side, clone3, exit_now};
+
+use crate::attributes::Proc;
+use crate::channel::{Channel, FromInit, ToCaller, ToInit};
+use crate::error::{Context, Error, Kind, Result};
+use crate::hooks::{self, State};
+use crate::init::{self, Plan, has_node_hooks, namespace_name};
+use crate::process::Pending;
+use crate::{Create, credentials, load, mounts, resources, seccomp};
+
+/// Make a container. Forks, and returns at once; [`Pending::complete`] tells the outcome.
+pub fn create(create: Create<'_>) -> Result<Pending> {
+    // Looked up here once for all builders to come.
+    Layout::host().step("find the cgroups", "")?;
+    let gate = create.gate.map(Path::to_owned);
+    let (ours, theirs) = Channel::pair()?;
+    match clone3(Clone::default()).step("make a process", "builder")? {
+        Side::Parent { pid, pidfd } => Ok(Pending::of_builder(ours, (pid, pidfd), gate)),
+        Side::Child => {
+            drop(ours);
+            exit_now(contained(|| build_and_report(create, &theirs)))
+        }
+    }
+}
+
+/// A panic in a copy of the caller must not unwind into the caller's frames.
+pub(crate) fn contained(work: impl FnOnce()) -> i32 {
+    i32::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err())
+}
+
+fn build_and_report(create: Create<'_>, caller: &Channel) {
+    let mut made = None;
+    match build(create, &mut made) {
+        Ok((init, console, warnings)) => {
+            let mut fds = vec![init.pidfd.as_fd()];
+            fds.extend(console.iter().map(AsFd::as_fd));
+            let (pid, cgroup) = (init.pid, init.cgroup.path().to_owned());
+            let start_time = sys::process::start_time(pid).unwrap_or(0);
+            let message = ToCaller::Made { pid, start_time, cgroup, warnings };
+            if caller.send(&message, &fds).is_err() {
+                // Nobody is left to look after it.
+                undo(&made);
+            }
+        }
+        Err(error) => {
+            undo(&made);
+            let pid = made.as_ref().and_then(|m| m.init.as_ref()).map(|i| i.pid);
+            let _ = caller.send(&ToCaller::NotMade { error, pid }, &[]);
+        }
+    }
+}
+
+/// What is there to be undone.
+#[derive(Debug)]
+struct Made {
+    cgroup: Cgroup,
+    init: Option<Init>,
+    gate: Option<PathBuf>,
+}
+
+/// The process that will be the container's init.
+#[derive(Debug)]
+struct Init {
+    pid: i32,
+    pidfd: std::rc::Rc<OwnedFd>,
+    cgroup: Cgroup,
+}
+
+impl std::clone::Clone for Init {
+    fn clone(&self) -> Self {
+        Init { pid: self.pid, pidfd: self.pidfd.clone(), cgroup: self.cgroup.clone() }
+    }
+}
+
+fn undo(made: &Option<Made>) {
+    let Some(made) = made else { return };
+    if let Some(init) = &made.init {
+        let _ = sys::process::pidfd_signal(init.pidfd.as_fd(), libc::SIGKILL);
+        let _ = sys::process::wait_for_end(init.pidfd.as_fd(), Duration::from_secs(2));
+    }
+    if let Some(gate) = &made.gate {
+        let _ = fs::remove_file(gate);
+    }
+    // Hooks and what init has started.
+    let _ = made.cgroup.kill();
+    let _ = made.cgroup.remove();
+}
+
+type Built = (Init, Option<OwnedFd>, Vec<String>);
+
+fn build(create: Create<'_>, made: &mut Option<Made>) -> Result<Built> {
+    let gate = create.gate.map(Path::to_owned);
+    let mut plan = plan(create)?;
+    let cgroup = plan.cgroup.clone();
+    make_cgroup(&cgroup, Version::V2)?;
+    let undoing = made.insert(Made { cgroup: cgroup.clone(), init: None, gate: None });
+    let limits_first = !Layout::host().step("find the cgroups", "")?.has_v1();
+    if limits_first {
+        set_limits(&plan)?;
+    }
+    if let Some(gate) = &gate {
+        plan.gate = Some(listen(gate)?);
+        undoing.gate = Some(gate.clone());
+    }
+    let (ours, theirs) = Channel::pair()?;
+    let directory = cgroup.unified_directory().step("open cgroup", cgroup.path())?;
+    let how = Clone { namespaces: plan.new, as_sibling: true, cgroup: directory.as_ref().map(AsFd::as_fd) };
+    let init = match clone3(how).step("make a process", "init")? {
+        Side::Child => {
+            drop(ours);
+            exit_now(contained(|| {
+                let error = init::run(&mut plan, &theirs);
+                let _ = theirs.send(&FromInit::Failed(error), &[]);
+                exit_now(1);
+            }))
+        }
+        Side::Parent { pid, pidfd } => Init { pid, pidfd: pidfd.into(), cgroup: cgroup.clone() },
+    };
+    drop(theirs);
+    undoing.init = Some(init.clone());
+    if !limits_first {
+        make_cgroup(&cgroup, Version::V1)?;
+        set_limits(&plan)?;
+    }
+    // An init that has failed already says why itself.
+    let _ = ours.send(&ToInit::CgroupMade, &[]);
+    let (console, warnings) = follow(&plan, &init, &ours)?;
+    Ok((init, console, warnings))
+}
+
+/// Answer init's messages until it waits at its gate or its program runs.
+fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd>, Vec<String>)> {
+    let mut ready = None;
+    loop {
+        let message = channel.receive::<FromInit>().step("hear from init", "")?;
+        match message {
+            Some((FromInit::MountsMade, _)) => {
+                run_node_hooks(plan, init.pid)?;
+                channel.send(&ToInit::Continue, &[]).step("tell init", "to go on")?;
+            }
+            Some((FromInit::Ready { warnings }, mut fds)) => {
+                ready = Some((fds.pop(), warnings));
+                if plan.gate.is_some() {
+                    break;
+                }
+            }
+            Some((FromInit::Failed(error), _)) => return Err(error),
+            None => break,
+        }
+    }
+    ready.ok_or_else(|| {
+        Error::new(
+            Kind::Internal,
+            "make the container",
+            &plan.id,
+            "its process was killed while it was set up",
+        )
+    })
+}
+
+fn run_node_hooks(plan: &Plan, pid: i32) -> Result<()> {
+    let Some(hooks) = plan.spec.hooks().as_ref().filter(|h| has_node_hooks(h)) else { return Ok(()) };
+    let state = State { id: &plan.id, status: "creating", pid, bundle: &plan.bundle };
+    hooks::run("prestart", hooks.prestart().as_ref(), &plan.spec, &state)?;
+    hooks::run("createRuntime", hooks.create_runtime().as_ref(), &plan.spec, &state)
+}
+
+fn make_cgroup(cgroup: &Cgroup, version: Version) -> Result<()> {
+    cgroup.create(version).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => Error::invalid("make cgroup", cgroup.path(), "processes are in it already"),
+        _ => Error::internal("make cgroup", cgroup.path(), &e),
+    })
+}
+
+fn set_limits(plan: &Plan) -> Result<()> {
+    match plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
+        Some(limits) => resources::update(&plan.cgroup, limits),
+        None => Ok(()),
+    }
+}
+
+fn listen(gate: &Path) -> Result<UnixListener> {
+    sys::socket::listen(gate).step("make the gate", gate.display())
+}
+
+/// Work out everything that can be before there is a process.
+fn plan(create: Create<'_>) -> Result<Plan> {
+    let bundle = fs::canonicalize(create.bundle)
+        .map_err(|e| Error::invalid("open bundle", create.bundle.display(), crate::errno_text(&e)))?;
+    let spec = load(&bundle)?;
+    let entries =
+        spec.mounts().iter().flatten().map(|m| mounts::parse(m, &bundle)).collect::<Result<Vec<_>>>()?;
+    let linux = spec.linux().as_ref();
+    let filter = linux
+        .and_then(|l| l.seccomp().as_ref())
+        .map(|p| seccomp::load(p, create.seccomp_cache))
+        .transpose()?;
+    let (sets, warnings) =
+        credentials::sets(spec.process().as_ref().and_then(|p| p.capabilities().as_ref()))?;
+    let namespaces = namespaces(&spec)?;
+    Ok(Plan {
+        id: create.id.to_owned(),
+        cgroup: Cgroup::new(cgroup_path(&spec, create.id)),
+        entries,
+        new: namespaces.new & !libc::CLONE_NEWCGROUP,
+        new_cgroup_namespace: namespaces.new & libc::CLONE_NEWCGROUP != 0,
+        join: namespaces.join,
+        filter,
+        sets,
+        warnings,
+        proc: Proc::open()?,
+        stdio: create.stdio,
+        gate: None,
+        preserve_fds: create.preserve_fds,
+        bundle,
+        spec,
+    })
+}
+
+/// A relative path starts at the root as well; without one the container's id is it.
+fn cgroup_path(spec: &Spec, id: &str) -> String {
+    let wanted = spec.linux().as_ref().and_then(|l| l.cgroups_path().as_ref());
+    let path = wanted.map_or(PathBuf::from(id), PathBuf::clone);
+    Path::new("/").join(path).to_string_lossy().into_owned()
+}
+
+struct Namespaces {
+    new: i32,
+    join: Vec<(OwnedFd, i32)>,
+}
+
+/// Open the namespaces that are joined. A PID namespace is entered here, so that the next clone is born in it.
+fn namespaces(spec: &Spec) -> Result<Namespaces> {
+    let mut found = Namespaces { new: 0, join: Vec::new() };
+    let list = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    for namespace in list.into_iter().flatten() {
+        let flag = flag(namespace.typ())?;
+        let Some(path) = namespace.path().as_ref().filter(|p| !p.as_os_str().is_empty()) else {
+            found.new |= flag;
+            continue;
+        };
+        let file = fs::File::open(path).map_err(|e| {
+            let step = format!("open {} namespace", namespace_name(flag));
+            Error::invalid(&step, path.display(), crate::errno_text(&e))
+        })?;
+        if flag == libc::CLONE_NEWPID {
+            sys::namespace::enter(file.as_fd(), flag).step("enter pid namespace", path.display())?;
+        } else {
+            found.join.push((file.into(), flag));
+        }
+    }
+    Ok(found)
+}
+
+fn flag(kind: LinuxNamespaceType) -> Result<i32> {
+    Ok(match kind {
+        LinuxNamespaceType::Mount => libc::CLONE_NEWNS,
+        LinuxNamespaceType::Cgroup => libc::CLONE_NEWCGROUP,
+        LinuxNamespaceType::Uts => libc::CLONE_NEWUTS,
+        LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
+        LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
+        LinuxNamespaceType::Network => libc::CLONE_NEWNET,
+        LinuxNamespaceType::User | LinuxNamespaceType::Time => {
+            return Err(Error::unsupported(
+                "make namespace",
+                kind,
+                io::Error::from(io::ErrorKind::Unsupported),
+            ));
+        }
+    })
+}

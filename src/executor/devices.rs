@@ -1,0 +1,145 @@
+//! Device nodes and the usual links in /dev.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, makedev, mknodat};
+use nix::unistd::{Gid, Uid, fchownat, symlinkat};
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
+use sys::mount;
+
+use crate::error::{Context, Error, Result};
+use crate::inside::{self, Make};
+
+/// A node to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) path: PathBuf,
+    kind: SFlag,
+    major: u64,
+    minor: u64,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+/// What every container has (runtime-spec, config-linux.md, "Default Devices").
+const DEFAULTS: [(&str, u64, u64); 6] = [
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+];
+
+/// The nodes of a config and the default ones that it does not name itself.
+pub(crate) fn nodes(devices: &[LinuxDevice]) -> Vec<Node> {
+    let mut nodes: Vec<Node> = devices.iter().map(node).collect();
+    for (path, major, minor) in DEFAULTS {
+        if !nodes.iter().any(|n| n.path == Path::new(path)) {
+            let path = PathBuf::from(path);
+            nodes.push(Node { path, kind: SFlag::S_IFCHR, major, minor, mode: 0o666, uid: 0, gid: 0 });
+        }
+    }
+    nodes
+}
+
+fn node(device: &LinuxDevice) -> Node {
+    let kind = match device.typ() {
+        LinuxDeviceType::B => SFlag::S_IFBLK,
+        LinuxDeviceType::P => SFlag::S_IFIFO,
+        LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::A => SFlag::S_IFCHR,
+    };
+    Node {
+        path: device.path().clone(),
+        kind,
+        major: device.major() as u64,
+        minor: device.minor() as u64,
+        mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    }
+}
+
+/// Make a node in the root. One that is there already must be the same device.
+pub(crate) fn make(root: BorrowedFd<'_>, node: &Node) -> Result<()> {
+    let (Some(parent), Some(name)) = (node.path.parent(), node.path.file_name()) else {
+        return Err(Error::invalid("make device", node.path.display(), "has no name"));
+    };
+    let parent = inside::find_or_make(root, parent, Make::Directory)?;
+    match make_at(parent.as_fd(), name, node) {
+        // No right to make nodes here (a user namespace): show the node's own device.
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => bind(root, node),
+        other => other.step("make device", node.path.display()),
+    }
+}
+
+fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node) -> io::Result<()> {
+    let number = makedev(node.major, node.minor);
+    match mknodat(parent, name, node.kind, Mode::from_bits_truncate(node.mode), number) {
+        Ok(()) => {}
+        Err(Errno::EEXIST) => {
+            let stat = inside::stat(parent, name)?;
+            let same = stat.st_mode & SFlag::S_IFMT.bits() == node.kind.bits() && stat.st_rdev == number;
+            if !same {
+                return Err(Errno::EEXIST.into());
+            }
+        }
+        Err(errno) => return Err(errno.into()),
+    }
+    // In a directory of a hostile root the name may change meanwhile; nobody else runs in this namespace yet.
+    if (node.uid, node.gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+        fchownat(parent, name, Some(uid), Some(gid), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    }
+    // mknod obeys the umask, which is 0 here; an existing node gets its mode now
+    Ok(fchmodat(parent, name, Mode::from_bits_truncate(node.mode), FchmodatFlags::FollowSymlink)?)
+}
+
+fn bind(root: BorrowedFd<'_>, node: &Node) -> Result<()> {
+    let copy = mount::copy_path(&node.path, false).step("bind mount device", node.path.display())?;
+    let place = inside::find_or_make(root, &node.path, Make::File)?;
+    mount::attach(copy.as_fd(), place.as_fd()).step("bind mount device", node.path.display())
+}
+
+/// The links that programs expect (runtime-spec, runtime-linux.md, "Dev symbolic links"), and `ptmx` when the
+/// container has terminals of its own.
+pub(crate) fn links(root: BorrowedFd<'_>, has_devpts: bool) -> Result<()> {
+    let dev = inside::find_or_make(root, Path::new("/dev"), Make::Directory)?;
+    let usual = [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("core", "/proc/kcore"),
+    ];
+    for (name, target) in usual {
+        match symlinkat(target, &dev, name) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno).step("make link", format!("/dev/{name}")),
+        }
+    }
+    if has_devpts {
+        inside::remove(dev.as_fd(), OsStr::new("ptmx")).step("replace", "/dev/ptmx")?;
+        symlinkat("pts/ptmx", &dev, "ptmx").step("make link", "/dev/ptmx")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_nodes_replace_the_default_ones() {
+        let json =
+            serde_json::json!({"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600});
+        let nodes = nodes(&[serde_json::from_value(json).unwrap()]);
+        assert_eq!(nodes.len(), DEFAULTS.len());
+        assert_eq!(nodes[0].mode, 0o600);
+    }
+}

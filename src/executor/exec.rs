@@ -1,0 +1,107 @@
+//! A further process in a running container.
+//!
+//! The caller enters the container's PID namespace for its children, clones, and goes back: one fork, nothing is
+//! executed but the program. The child reads the bundle on the node's side, moves itself into the cgroup (on v2 it
+//! was born there), enters the other namespaces by the pidfd of init, and launches.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use oci_spec::runtime::{Process, Spec};
+use sys::process::{Clone, Side, clone3, exit_now};
+
+use crate::attributes::Proc;
+use crate::channel::{Channel, FromInit};
+use crate::console;
+use crate::create::contained;
+use crate::error::{Context, Error, Kind, Result};
+use crate::launch::{self, Launch};
+use crate::process::Pending;
+use crate::{Command, Exec, credentials, load, seccomp};
+
+/// All namespaces of a container but the PID namespace, which is entered by birth.
+const NAMESPACES: i32 =
+    libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
+
+/// Run one more process in a container. Forks, and returns at once. Kind `wrong_state` when init has ended.
+pub fn exec(exec: Exec<'_>) -> Result<Pending> {
+    sys::cgroup::Layout::host().step("find the cgroups", "")?;
+    let (ours, theirs) = Channel::pair()?;
+    let gone = |e: std::io::Error| match e.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOMEM | libc::ENOENT) => {
+            Error::new(Kind::WrongState, "exec in container", exec.id, "it is not running")
+        }
+        _ => Error::internal("exec in container", exec.id, &e),
+    };
+    let own = fs::File::open("/proc/self/ns/pid").step("open", "/proc/self/ns/pid")?;
+    let cgroup = exec.cgroup.unified_directory().map_err(gone)?;
+    sys::namespace::enter(exec.init, libc::CLONE_NEWPID).map_err(gone)?;
+    let side = clone3(Clone { namespaces: 0, as_sibling: false, cgroup: cgroup.as_ref().map(AsFd::as_fd) });
+    if let Ok(Side::Child) = side {
+        drop(ours);
+        exit_now(contained(|| {
+            let error = become_program(&exec, &theirs);
+            let _ = theirs.send(&FromInit::Failed(error), &[]);
+            exit_now(1);
+        }));
+    }
+    // Our own namespace again, whatever the clone said: later containers must not be born in this one.
+    let back = sys::namespace::enter(own.as_fd(), libc::CLONE_NEWPID).step("leave pid namespace of", exec.id);
+    match side.map_err(gone)? {
+        Side::Parent { pid, pidfd } => {
+            let pending = Pending::of_process(ours, (pid, pidfd), exec.cgroup.clone());
+            back.map(|()| pending)
+        }
+        Side::Child => unreachable!("the child has ended above"),
+    }
+}
+
+fn become_program(exec: &Exec<'_>, channel: &Channel) -> Error {
+    match run(exec, channel) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn run(exec: &Exec<'_>, channel: &Channel) -> Result<std::convert::Infallible> {
+    launch::detach()?;
+    let spec = load(exec.bundle)?;
+    let process = process(&spec, &exec.command)?;
+    crate::load::checked(&process)?;
+    let proc = Proc::open()?;
+    let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+    let filter = profile.map(|p| seccomp::load(p, exec.seccomp_cache)).transpose()?;
+    let (sets, mut warnings) = credentials::sets(process.capabilities().as_ref())?;
+    exec.cgroup.enter_v1().step("enter cgroup", exec.cgroup.path())?;
+    sys::namespace::enter(exec.init, NAMESPACES).step("enter the namespaces of", exec.id)?;
+    let console = if process.terminal().unwrap_or(false) {
+        let root =
+            sys::path::open_directory(Path::new("/")).map_err(std::io::Error::from).step("open", "/")?;
+        Some(console::open_in_root(root.as_fd(), &process)?)
+    } else {
+        None
+    };
+    let (process, filter, preserve_fds) = (&process, filter.as_ref(), exec.preserve_fds);
+    let launch = Launch { process, proc: &proc, sets: &sets, filter, preserve_fds };
+    let command = launch.prepare(&exec.stdio, console.as_ref(), &mut warnings)?;
+    let fds: Vec<BorrowedFd<'_>> = console.iter().map(|c| c.master.as_fd()).collect();
+    channel.send(&FromInit::Ready { warnings }, &fds).step("report", "ready")?;
+    drop(console);
+    Err(launch.exec(&command))
+}
+
+/// What is run: the bundle's process with another command line, or a process of its own.
+fn process(spec: &Spec, command: &Command<'_>) -> Result<Process> {
+    match command {
+        Command::Process(process) => Ok((*process).clone()),
+        Command::Args { args, terminal } => {
+            let mut process = spec
+                .process()
+                .clone()
+                .ok_or_else(|| Error::invalid("check config.json", "process", "is missing"))?;
+            process.set_args(Some(args.to_vec())).set_terminal(Some(*terminal));
+            Ok(process)
+        }
+    }
+}

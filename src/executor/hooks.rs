@@ -1,0 +1,129 @@
+//! OCI hooks: programs that a config names, run at fixed moments with the container's state on stdin.
+//!
+//! ```text
+//! prestart, createRuntime   on the node, when the mounts are made, before the root is entered
+//! createContainer           in the container's namespaces, before the root is entered (paths are the node's)
+//! startContainer            in the container, just before its program
+//! poststart                 on the node, after the program has started; a failure is only reported
+//! poststop                  on the node, after it is gone; a failure is only reported
+//! ```
+//!
+//! Runs in the builder, in init, or in the caller of `start` and `poststop`. A hook that fails, or is not done in its
+//! time, stops the creation.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use std::os::fd::AsFd;
+
+use oci_spec::runtime::{Hook, Spec};
+use serde_json::json;
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// What hooks are told (runtime-spec, runtime.md, "State").
+#[derive(Debug)]
+pub(crate) struct State<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) status: &'a str,
+    pub(crate) pid: i32,
+    pub(crate) bundle: &'a Path,
+}
+
+impl State<'_> {
+    fn json(&self, spec: &Spec) -> Vec<u8> {
+        let mut state = json!({
+            "ociVersion": spec.version(),
+            "id": self.id,
+            "status": self.status,
+            "bundle": self.bundle,
+            "annotations": spec.annotations().clone().unwrap_or_default(),
+        });
+        if self.pid > 0 {
+            state["pid"] = self.pid.into();
+        }
+        state.to_string().into_bytes()
+    }
+}
+
+/// Run hooks in their order until one fails.
+pub(crate) fn run(name: &str, hooks: Option<&Vec<Hook>>, spec: &Spec, state: &State<'_>) -> Result<()> {
+    for hook in hooks.into_iter().flatten() {
+        run_one(name, hook, &state.json(spec))?;
+    }
+    Ok(())
+}
+
+fn run_one(name: &str, hook: &Hook, state: &[u8]) -> Result<()> {
+    let what = hook.path().display().to_string();
+    let step = format!("run {name} hook");
+    let mut command = Command::new(hook.path());
+    if let Some((first, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
+        command.arg0(first).args(rest);
+    }
+    command.env_clear();
+    command.envs(hook.env().iter().flatten().filter_map(|e| e.split_once('=')));
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().step(&step, &what)?;
+    // A hook need not read its state.
+    if let Some(mut stdin) = child.stdin.take() {
+        match stdin.write_all(state) {
+            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e).step(&step, &what),
+            _ => {}
+        }
+    }
+    let limit = hook.timeout().and_then(|t| u64::try_from(t).ok()).map(Duration::from_secs);
+    wait(&mut child, limit).map_err(|why| Error::new(Kind::Internal, &step, what, why))
+}
+
+/// Wait for the end; the reason when it is not a success. A hook that is late is killed with its process group.
+fn wait(child: &mut Child, limit: Option<Duration>) -> std::result::Result<(), String> {
+    let pid = child.id() as i32;
+    let pidfd = sys::process::pidfd_open(pid).map_err(|e| crate::errno_text(&e))?;
+    let forever = Duration::from_secs(365 * 24 * 3600);
+    let in_time = sys::process::wait_for_end(pidfd.as_fd(), limit.unwrap_or(forever));
+    if !in_time.map_err(|e| crate::errno_text(&e))? {
+        let group = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+        let _ = child.wait();
+        return Err(format!("not done after {} s", limit.unwrap_or_default().as_secs()));
+    }
+    let status = child.wait().map_err(|e| crate::errno_text(&e))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("{status}: {}", last_words(child)))
+}
+
+/// What is in the pipe of stderr now; whoever else holds it is not waited for.
+fn last_words(child: &mut Child) -> String {
+    let Some(mut stderr) = child.stderr.take() else { return String::new() };
+    let mut buffer = [0_u8; 1024];
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let ready = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO);
+    let count = if matches!(ready, Ok(n) if n > 0) { stderr.read(&mut buffer).unwrap_or(0) } else { 0 };
+    String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
+}
+
+/// Run the `poststart` hooks of a bundle; all of them run, the first failure is returned.
+pub fn poststart(id: &str, bundle: &Path, pid: i32) -> Result<()> {
+    let spec = crate::load(bundle)?;
+    let hooks = spec.hooks().as_ref().and_then(|h| h.poststart().as_ref());
+    run_all("poststart", hooks, &spec, &State { id, status: "running", pid, bundle })
+}
+
+/// Run the `poststop` hooks of a bundle, after the container is gone; all of them run, the first failure is returned.
+pub fn poststop(id: &str, bundle: &Path) -> Result<()> {
+    let spec = crate::load(bundle)?;
+    let hooks = spec.hooks().as_ref().and_then(|h| h.poststop().as_ref());
+    run_all("poststop", hooks, &spec, &State { id, status: "stopped", pid: 0, bundle })
+}
+
+fn run_all(name: &str, hooks: Option<&Vec<Hook>>, spec: &Spec, state: &State<'_>) -> Result<()> {
+    let failures =
+        hooks.into_iter().flatten().filter_map(|hook| run_one(name, hook, &state.json(spec)).err());
+    failures.fold(Ok(()), |first, failure| first.and(Err(failure)))
+}

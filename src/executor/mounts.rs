@@ -1,0 +1,198 @@
+//! Mount options: from the strings of a config to attributes, propagation and what goes to the file system.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Mount;
+use sys::mount::{self, Attributes, Propagation};
+
+use crate::error::{Error, Result};
+
+/// Where the contents of a mount come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A path of the host, with all mounts below it or without.
+    Bind { path: PathBuf, recursive: bool },
+    /// The container's cgroup.
+    Cgroup,
+    /// A new file system of a type.
+    FileSystem { kind: String, source: String },
+    /// Only change the mount that is there.
+    Remount,
+}
+
+/// A mount entry, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) destination: PathBuf,
+    pub(crate) source: Source,
+    pub(crate) attributes: Attributes,
+    /// For the mount and all below it.
+    pub(crate) recursive: Attributes,
+    /// And whether it goes to the mounts below.
+    pub(crate) propagation: Option<(Propagation, bool)>,
+    /// Options of the file system itself.
+    pub(crate) data: Vec<String>,
+}
+
+const PLAIN: &[(&str, Attributes)] = &[
+    ("ro", set(mount::RDONLY)),
+    ("rw", clear(mount::RDONLY)),
+    ("nosuid", set(mount::NOSUID)),
+    ("suid", clear(mount::NOSUID)),
+    ("nodev", set(mount::NODEV)),
+    ("dev", clear(mount::NODEV)),
+    ("noexec", set(mount::NOEXEC)),
+    ("exec", clear(mount::NOEXEC)),
+    ("nosymfollow", set(mount::NOSYMFOLLOW)),
+    ("symfollow", clear(mount::NOSYMFOLLOW)),
+    ("nodiratime", set(mount::NODIRATIME)),
+    ("diratime", clear(mount::NODIRATIME)),
+    ("noatime", Attributes { set: mount::NOATIME, clear: mount::ATIME }),
+    ("atime", clear(mount::ATIME)),
+    ("relatime", clear(mount::ATIME)),
+    ("norelatime", clear(mount::ATIME)),
+    ("strictatime", Attributes { set: mount::STRICTATIME, clear: mount::ATIME }),
+    ("nostrictatime", clear(mount::ATIME)),
+    ("defaults", set(0)),
+];
+
+const fn set(bits: u64) -> Attributes {
+    Attributes { set: bits, clear: 0 }
+}
+
+const fn clear(bits: u64) -> Attributes {
+    Attributes { set: 0, clear: bits }
+}
+
+/// A later option wins over an earlier one.
+fn merge(into: &mut Attributes, new: Attributes) {
+    into.set = (into.set & !new.clear) | new.set;
+    // A time mode needs its whole mask cleared first; other bits that are set must not be cleared.
+    into.clear =
+        ((into.clear | new.clear) & !into.set) | (if new.set & mount::ATIME != 0 { mount::ATIME } else { 0 });
+    if into.set & mount::ATIME != 0 {
+        into.clear |= mount::ATIME;
+    }
+}
+
+fn plain(option: &str) -> Option<Attributes> {
+    PLAIN.iter().find(|(name, _)| *name == option).map(|(_, attributes)| *attributes)
+}
+
+/// A propagation word, as `rslave`: and whether it is recursive.
+pub(crate) fn propagation(option: &str) -> Option<(Propagation, bool)> {
+    let recursive = option.starts_with('r');
+    let kind = match option.strip_prefix('r').unwrap_or(option) {
+        "private" => Propagation::Private,
+        "slave" => Propagation::Slave,
+        "shared" => Propagation::Shared,
+        "unbindable" => Propagation::Unbindable,
+        _ => return None,
+    };
+    Some((kind, recursive))
+}
+
+/// Understand a mount entry; a relative source of a bind mount starts at the bundle.
+pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
+    let kind = entry.typ().as_deref().unwrap_or("");
+    let mut parsed = Entry {
+        destination: entry.destination().clone(),
+        source: Source::Remount,
+        attributes: Attributes::default(),
+        recursive: Attributes::default(),
+        propagation: None,
+        data: Vec::new(),
+    };
+    let (mut bind, mut deep, mut remount) = (kind == "bind" || kind == "rbind", kind == "rbind", false);
+    for option in entry.options().iter().flatten() {
+        match option.as_str() {
+            "bind" => bind = true,
+            "rbind" => (bind, deep) = (true, true),
+            "remount" => remount = true,
+            "rnorelatime" | "rnostrictatime" => merge(&mut parsed.recursive, clear(mount::ATIME)),
+            word => apply(word, &mut parsed),
+        }
+    }
+    let source = entry.source().as_deref();
+    parsed.source = match (remount, bind, kind) {
+        (true, _, _) => Source::Remount,
+        (_, true, _) => {
+            let path = source.ok_or_else(|| refused(&parsed, "a bind mount needs a source"))?;
+            Source::Bind { path: bundle.join(path), recursive: deep }
+        }
+        (_, _, "cgroup" | "cgroup2") => Source::Cgroup,
+        (_, _, "") => return Err(refused(&parsed, "neither a type nor bind")),
+        _ => {
+            let source = source.map_or(kind.to_owned(), |s| s.to_string_lossy().into_owned());
+            Source::FileSystem { kind: kind.to_owned(), source }
+        }
+    };
+    check_data(&parsed)?;
+    Ok(parsed)
+}
+
+fn apply(word: &str, entry: &mut Entry) {
+    if let Some(attributes) = plain(word) {
+        merge(&mut entry.attributes, attributes);
+    } else if let Some(found) = propagation(word) {
+        entry.propagation = Some(found);
+    } else if let Some(attributes) = word.strip_prefix('r').and_then(plain) {
+        merge(&mut entry.recursive, attributes);
+    } else {
+        entry.data.push(word.to_owned());
+    }
+}
+
+fn refused(entry: &Entry, why: &str) -> Error {
+    Error::invalid("mount", entry.destination.display(), why)
+}
+
+/// Only a new file system can take words that are not mount attributes.
+fn check_data(entry: &Entry) -> Result<()> {
+    let Some(word) = entry.data.first() else { return Ok(()) };
+    match entry.source {
+        Source::FileSystem { .. } => Ok(()),
+        Source::Bind { .. } | Source::Cgroup | Source::Remount => {
+            let why = format!("this mount does not know the option {word:?}");
+            Err(Error::unsupported("mount", entry.destination.display(), why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(json: serde_json::Value) -> Result<Entry> {
+        parse(&serde_json::from_value(json).unwrap(), Path::new("/bundle"))
+    }
+
+    #[test]
+    fn bind_options() {
+        let e = entry(serde_json::json!({"destination": "/data", "type": "bind", "source": "vol",
+            "options": ["rbind", "rslave", "ro", "nosuid", "rro", "noatime"]}))
+        .unwrap();
+        assert_eq!(e.source, Source::Bind { path: "/bundle/vol".into(), recursive: true });
+        assert_eq!(e.propagation, Some((Propagation::Slave, true)));
+        assert_eq!(e.attributes.set, mount::RDONLY | mount::NOSUID | mount::NOATIME);
+        assert_eq!(e.attributes.clear, mount::ATIME);
+        assert_eq!(e.recursive, set(mount::RDONLY));
+    }
+
+    #[test]
+    fn later_options_win() {
+        let e = entry(serde_json::json!({"destination": "/d", "type": "tmpfs", "source": "tmpfs",
+            "options": ["ro", "noatime", "rw", "strictatime", "size=1m", "mode=755"]}))
+        .unwrap();
+        assert_eq!(e.attributes, Attributes { set: mount::STRICTATIME, clear: mount::RDONLY | mount::ATIME });
+        assert_eq!(e.data, ["size=1m", "mode=755"]);
+    }
+
+    #[test]
+    fn unknown_words_on_a_bind_mount_are_refused() {
+        let error = entry(serde_json::json!({"destination": "/d", "type": "bind", "source": "/x",
+            "options": ["bind", "shiny"]}))
+        .unwrap_err();
+        assert!(error.to_string().contains("shiny"), "{error}");
+    }
+}

@@ -1,0 +1,503 @@
+//! Limits of a config as writes to cgroup files, for the interface that each controller has on this node.
+//!
+//! Conversions follow the kernel's documents and what other runtimes agree on: cpu shares to weight keep
+//! both ends, block I/O weights 10…1000 become 1…10000, `swap` is memory + swap in the config and on
+//! v1, swap alone on v2. `-1` means unlimited. What the node has no controller for is an error that names it.
+
+use std::os::fd::AsFd;
+
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxCpu, LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources,
+    LinuxThrottleDevice,
+};
+use sys::cgroup::{Cgroup, Layout, Version};
+use sys::cgroup_devices::{self as devices, Kind as DeviceKind, Policy, Rule};
+
+use crate::error::{Context, Error, Result};
+
+/// A value for a file of a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Write {
+    controller: &'static str,
+    file: String,
+    value: String,
+    /// An old kernel, or a driver, may lack this file: then the limit cannot be had and need not be.
+    optional: bool,
+}
+
+#[derive(Default)]
+struct Writes(Vec<Write>);
+
+impl Writes {
+    fn add(&mut self, controller: &'static str, file: impl Into<String>, value: impl ToString) {
+        self.0.push(Write { controller, file: file.into(), value: value.to_string(), optional: false });
+    }
+
+    fn add_optional(&mut self, controller: &'static str, file: impl Into<String>, value: impl ToString) {
+        self.0.push(Write { controller, file: file.into(), value: value.to_string(), optional: true });
+    }
+}
+
+fn invalid(field: &str, why: &str) -> Error {
+    Error::invalid("set limits", field, why)
+}
+
+/// Set the limits of a cgroup; fields that are not there stay as they are. Device rules replace the ones before.
+pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
+    let layout = Layout::host().step("find the cgroups", "")?;
+    let version = |controller: &str| layout.controller(controller).map(|h| h.version);
+    for write in writes(resources, &version)? {
+        apply(cgroup, &write)?;
+    }
+    for (file, value) in resources.unified().iter().flatten() {
+        if file.contains('/') || !file.contains('.') {
+            return Err(invalid("unified", "a key is not the name of a cgroup file"));
+        }
+        cgroup.write_unified(file, value).step("set limit", format!("{file}={value}"))?;
+    }
+    match resources.devices().as_deref() {
+        Some(rules) if !rules.is_empty() => set_devices(cgroup, rules),
+        _ => Ok(()),
+    }
+}
+
+fn apply(cgroup: &Cgroup, write: &Write) -> Result<()> {
+    let what = format!("{}={}", write.file, write.value);
+    match cgroup.write(write.controller, &write.file, &write.value) {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) && !write.optional => {
+            let why = format!("this node has no {} controller", write.controller);
+            Err(Error::unsupported("set limit", what, why))
+        }
+        Err(e) if write.optional && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        // Lowering a limit below what is used, on v1.
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) && write.controller == "memory" => {
+            Err(Error::invalid("set limit", what, "more memory is in use"))
+        }
+        other => other.step("set limit", what),
+    }
+}
+
+/// All writes for a set of limits, in the order in which they must be done.
+pub(crate) fn writes(
+    resources: &LinuxResources,
+    version: &dyn Fn(&str) -> Option<Version>,
+) -> Result<Vec<Write>> {
+    let mut writes = Writes::default();
+    let v1 = |controller| version(controller) == Some(Version::V1);
+    if let Some(memory) = resources.memory() {
+        if v1("memory") { memory_v1(memory, &mut writes) } else { memory_v2(memory, &mut writes) }?;
+    }
+    if let Some(cpu) = resources.cpu() {
+        if v1("cpu") { cpu_v1(cpu, &mut writes) } else { cpu_v2(cpu, &mut writes) }?;
+        let lists = [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())];
+        for (file, list) in
+            lists.into_iter().filter_map(|(f, l)| Some((f, l.as_ref().filter(|l| !l.is_empty())?)))
+        {
+            writes.add("cpuset", file, list);
+        }
+    }
+    if let Some(pids) = resources.pids() {
+        writes.add("pids", "pids.max", at_most(pids.limit()));
+    }
+    if let Some(io) = resources.block_io() {
+        if v1("blkio") { io_v1(io, &mut writes) } else { io_v2(io, &mut writes) }?;
+    }
+    for limit in resources.hugepage_limits().iter().flatten() {
+        let name = if v1("hugetlb") { "limit_in_bytes" } else { "max" };
+        writes.add("hugetlb", format!("hugetlb.{}.{name}", limit.page_size()), limit.limit());
+        let reserved = if v1("hugetlb") { "rsvd.limit_in_bytes" } else { "rsvd.max" };
+        writes.add_optional("hugetlb", format!("hugetlb.{}.{reserved}", limit.page_size()), limit.limit());
+    }
+    for (device, limit) in resources.rdma().iter().flatten() {
+        let part = |name: &str, n: Option<u32>| n.map_or(String::new(), |n| format!(" {name}={n}"));
+        let handles = part("hca_handle", limit.hca_handles());
+        writes.add(
+            "rdma",
+            "rdma.max",
+            format!("{device}{handles}{}", part("hca_object", limit.hca_objects())),
+        );
+    }
+    if let Some(network) = resources.network() {
+        network_v1(network, &mut writes);
+    }
+    Ok(writes.0)
+}
+
+fn network_v1(network: &oci_spec::runtime::LinuxNetwork, writes: &mut Writes) {
+    if let Some(class) = network.class_id() {
+        writes.add("net_cls", "net_cls.classid", class);
+    }
+    for priority in network.priorities().iter().flatten() {
+        writes.add("net_prio", "net_prio.ifpriomap", format!("{} {}", priority.name(), priority.priority()));
+    }
+}
+
+/// Zero and below mean unlimited in the config.
+fn at_most(limit: i64) -> String {
+    if limit > 0 { limit.to_string() } else { "max".to_owned() }
+}
+
+fn refuse_kernel_memory(memory: &LinuxMemory) -> Result<()> {
+    let kernel = memory.kernel().is_some_and(|limit| limit > 0);
+    if kernel {
+        return Err(Error::unsupported(
+            "set limit",
+            "memory.kernel",
+            "the kernel has no such limit any more",
+        ));
+    }
+    Ok(())
+}
+
+fn memory_v1(memory: &LinuxMemory, writes: &mut Writes) -> Result<()> {
+    refuse_kernel_memory(memory)?;
+    let (limit, swap) = (memory.limit(), memory.swap());
+    // The kernel demands memory <= memory+swap at each write. Raising needs the second first, lowering the first first;
+    // which one it is cannot be known here without a race, so the second is opened, then both are set.
+    if limit.is_some() && swap.is_some() {
+        writes.add_optional("memory", "memory.memsw.limit_in_bytes", -1);
+    }
+    if let Some(limit) = limit.filter(|l| *l != 0) {
+        writes.add("memory", "memory.limit_in_bytes", limit);
+    }
+    if let Some(swap) = swap.filter(|s| *s != 0) {
+        // A node without swap accounting has no such file, and no swap to limit.
+        writes.add_optional("memory", "memory.memsw.limit_in_bytes", swap);
+    }
+    if let Some(reservation) = memory.reservation().filter(|r| *r != 0) {
+        writes.add("memory", "memory.soft_limit_in_bytes", reservation);
+    }
+    if let Some(tcp) = memory.kernel_tcp().filter(|t| *t != 0) {
+        writes.add("memory", "memory.kmem.tcp.limit_in_bytes", tcp);
+    }
+    if let Some(swappiness) = memory.swappiness() {
+        writes.add("memory", "memory.swappiness", swappiness);
+    }
+    if memory.disable_oom_killer() == Some(true) {
+        writes.add("memory", "memory.oom_control", 1);
+    }
+    Ok(())
+}
+
+fn memory_v2(memory: &LinuxMemory, writes: &mut Writes) -> Result<()> {
+    refuse_kernel_memory(memory)?;
+    if memory.kernel_tcp().is_some_and(|t| t > 0) || memory.swappiness().is_some() {
+        return Err(Error::unsupported(
+            "set limit",
+            "memory",
+            "kernelTCP and swappiness exist on cgroup v1 only",
+        ));
+    }
+    if memory.disable_oom_killer() == Some(true) {
+        return Err(Error::unsupported("set limit", "memory.disableOOMKiller", "exists on cgroup v1 only"));
+    }
+    let limit = memory.limit().filter(|l| *l != 0);
+    match (memory.swap().filter(|s| *s != 0), limit) {
+        (Some(swap), _) if swap < 0 => writes.add_optional("memory", "memory.swap.max", "max"),
+        (Some(swap), Some(limit)) if limit > 0 && swap >= limit => {
+            writes.add_optional("memory", "memory.swap.max", swap - limit);
+        }
+        (Some(_), _) => {
+            return Err(invalid("memory.swap", "is memory + swap: it needs a memory limit below it"));
+        }
+        (None, _) => {}
+    }
+    if let Some(limit) = limit {
+        writes.add("memory", "memory.max", at_most(limit));
+    }
+    if let Some(reservation) = memory.reservation().filter(|r| *r != 0) {
+        writes.add("memory", "memory.low", at_most(reservation));
+    }
+    Ok(())
+}
+
+fn cpu_v1(cpu: &LinuxCpu, writes: &mut Writes) -> Result<()> {
+    if cpu.shares().is_some() && cpu.idle() == Some(1) {
+        return Err(invalid("cpu", "shares and idle exclude each other"));
+    }
+    if let Some(shares) = cpu.shares().filter(|s| *s != 0) {
+        writes.add("cpu", "cpu.shares", shares);
+    }
+    if let Some(period) = cpu.period().filter(|p| *p != 0) {
+        writes.add("cpu", "cpu.cfs_period_us", period);
+    }
+    if let Some(quota) = cpu.quota().filter(|q| *q != 0) {
+        writes.add("cpu", "cpu.cfs_quota_us", quota);
+    }
+    if let Some(burst) = cpu.burst() {
+        writes.add("cpu", "cpu.cfs_burst_us", burst);
+    }
+    if let Some(period) = cpu.realtime_period().filter(|p| *p != 0) {
+        writes.add("cpu", "cpu.rt_period_us", period);
+    }
+    if let Some(runtime) = cpu.realtime_runtime().filter(|r| *r != 0) {
+        writes.add("cpu", "cpu.rt_runtime_us", runtime);
+    }
+    if let Some(idle) = cpu.idle() {
+        writes.add("cpu", "cpu.idle", idle);
+    }
+    Ok(())
+}
+
+fn cpu_v2(cpu: &LinuxCpu, writes: &mut Writes) -> Result<()> {
+    if cpu.realtime_runtime().is_some_and(|r| r != 0) || cpu.realtime_period().is_some_and(|p| p != 0) {
+        return Err(Error::unsupported("set limit", "cpu.realtime", "exists on cgroup v1 only"));
+    }
+    if let Some(idle) = cpu.idle() {
+        writes.add("cpu", "cpu.idle", idle);
+    }
+    if let Some(shares) = cpu.shares().filter(|s| *s != 0) {
+        writes.add("cpu", "cpu.weight", weight(shares));
+    }
+    match (cpu.quota().filter(|q| *q != 0), cpu.period().filter(|p| *p != 0)) {
+        (None, None) => {}
+        (quota, period) => {
+            let quota = quota.map_or("max".to_owned(), at_most);
+            writes.add("cpu", "cpu.max", format!("{quota} {}", period.unwrap_or(100_000)));
+        }
+    }
+    if let Some(burst) = cpu.burst() {
+        writes.add("cpu", "cpu.max.burst", burst);
+    }
+    Ok(())
+}
+
+/// Shares 2…262144 as weight 1…10000: linear, as the kubelet and systemd convert, so that a pod's cgroup that the kubelet
+/// made and its containers use one scale.
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+fn io_v1(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
+    if let Some(weight) = io.weight().filter(|w| *w != 0) {
+        // one scheduler (CFQ, then BFQ) or another has the file; without one there is nothing to weigh
+        writes.add_optional("blkio", "blkio.weight", weight);
+        writes.add_optional("blkio", "blkio.bfq.weight", weight);
+    }
+    if let Some(weight) = io.leaf_weight().filter(|w| *w != 0) {
+        writes.add_optional("blkio", "blkio.leaf_weight", weight);
+    }
+    for device in io.weight_device().iter().flatten() {
+        let number = format!("{}:{}", device.major(), device.minor());
+        if let Some(weight) = device.weight() {
+            writes.add_optional("blkio", "blkio.weight_device", format!("{number} {weight}"));
+            writes.add_optional("blkio", "blkio.bfq.weight_device", format!("{number} {weight}"));
+        }
+        if let Some(weight) = device.leaf_weight() {
+            writes.add_optional("blkio", "blkio.leaf_weight_device", format!("{number} {weight}"));
+        }
+    }
+    for (name, list) in throttles(io) {
+        let file = match name {
+            "rbps" => "blkio.throttle.read_bps_device",
+            "wbps" => "blkio.throttle.write_bps_device",
+            "riops" => "blkio.throttle.read_iops_device",
+            _ => "blkio.throttle.write_iops_device",
+        };
+        for device in list {
+            writes.add("blkio", file, format!("{}:{} {}", device.major(), device.minor(), device.rate()));
+        }
+    }
+    Ok(())
+}
+
+fn io_v2(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
+    if io.leaf_weight().is_some_and(|w| w != 0) {
+        return Err(Error::unsupported("set limit", "blockIO.leafWeight", "exists on cgroup v1 only"));
+    }
+    if let Some(weight) = io.weight().filter(|w| *w != 0) {
+        writes.add_optional("io", "io.bfq.weight", weight);
+        writes.add_optional("io", "io.weight", io_weight(weight));
+    }
+    for device in io.weight_device().iter().flatten() {
+        if device.leaf_weight().is_some_and(|w| w != 0) {
+            return Err(Error::unsupported(
+                "set limit",
+                "blockIO.weightDevice.leafWeight",
+                "exists on cgroup v1 only",
+            ));
+        }
+        if let Some(weight) = device.weight() {
+            let number = format!("{}:{}", device.major(), device.minor());
+            writes.add_optional("io", "io.weight", format!("{number} {}", io_weight(weight)));
+        }
+    }
+    for (name, list) in throttles(io) {
+        for device in list {
+            writes.add(
+                "io",
+                "io.max",
+                format!("{}:{} {name}={}", device.major(), device.minor(), device.rate()),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn throttles(io: &LinuxBlockIo) -> [(&'static str, &[LinuxThrottleDevice]); 4] {
+    fn list(devices: &Option<Vec<LinuxThrottleDevice>>) -> &[LinuxThrottleDevice] {
+        devices.as_deref().unwrap_or_default()
+    }
+    [
+        ("rbps", list(io.throttle_read_bps_device())),
+        ("wbps", list(io.throttle_write_bps_device())),
+        ("riops", list(io.throttle_read_iops_device())),
+        ("wiops", list(io.throttle_write_iops_device())),
+    ]
+}
+
+/// 10…1000 as 1…10000.
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
+}
+
+/// What a container may always use, whatever its config denies: the default nodes, terminals, and making nodes (that
+/// alone opens nothing).
+fn always_allowed() -> Vec<Rule> {
+    let rwm = devices::READ | devices::WRITE | devices::MKNOD;
+    let rule = |kind, major, minor, access| Rule { allow: true, kind: Some(kind), major, minor, access };
+    let mut rules = vec![
+        rule(DeviceKind::Char, None, None, devices::MKNOD),
+        rule(DeviceKind::Block, None, None, devices::MKNOD),
+        rule(DeviceKind::Char, Some(136), None, rwm),
+    ];
+    for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)] {
+        rules.push(rule(DeviceKind::Char, Some(major), Some(minor), rwm));
+    }
+    rules
+}
+
+fn device_rules(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
+    let mut all = Vec::new();
+    for rule in rules {
+        let number = |n: Option<i64>| n.filter(|n| *n >= 0).map(|n| n as u32);
+        let (major, minor) = (number(rule.major()), number(rule.minor()));
+        let mut access = 0;
+        for letter in rule.access().as_deref().unwrap_or("rwm").chars() {
+            access |= match letter {
+                'r' => devices::READ,
+                'w' => devices::WRITE,
+                'm' => devices::MKNOD,
+                _ => return Err(invalid("devices", "access must be of the letters r, w, m")),
+            };
+        }
+        let kinds: &[Option<DeviceKind>] = match rule.typ().unwrap_or(LinuxDeviceType::A) {
+            LinuxDeviceType::B => &[Some(DeviceKind::Block)],
+            LinuxDeviceType::C | LinuxDeviceType::U => &[Some(DeviceKind::Char)],
+            LinuxDeviceType::P => return Err(invalid("devices", "a fifo is not under a cgroup's control")),
+            LinuxDeviceType::A if major.is_none() && minor.is_none() && access == 7 => &[None],
+            LinuxDeviceType::A => &[Some(DeviceKind::Block), Some(DeviceKind::Char)],
+        };
+        all.extend(kinds.iter().map(|kind| Rule { allow: rule.allow(), kind: *kind, major, minor, access }));
+    }
+    all.extend(always_allowed());
+    Ok(all)
+}
+
+fn set_devices(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+    let rules = device_rules(rules)?;
+    let layout = Layout::host().step("find the cgroups", "")?;
+    if layout.controller("devices").is_none() {
+        let directory = cgroup.unified_directory().step("open cgroup", cgroup.path())?;
+        let directory = directory
+            .ok_or_else(|| Error::unsupported("set limit", "devices", "this node has no cgroups"))?;
+        return devices::attach(directory.as_fd(), &Policy::new(&rules))
+            .step("attach device program to", cgroup.path());
+    }
+    let policy = Policy::new(&rules);
+    for rule in &rules {
+        // Allowing what is allowed is refused by some kernels when the parent denies it; nothing to do then.
+        if rule.kind.is_some() && rule.allow && policy.allows_all() {
+            continue;
+        }
+        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+        cgroup
+            .write("devices", file, &rule.v1_text())
+            .step("set limit", format!("{file}={}", rule.v1_text()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(json: serde_json::Value, version: Version) -> Result<Vec<String>> {
+        let resources: LinuxResources = serde_json::from_value(json).unwrap();
+        let writes = writes(&resources, &|_| Some(version))?;
+        Ok(writes.into_iter().map(|w| format!("{}={}", w.file, w.value)).collect())
+    }
+
+    #[test]
+    fn the_same_limits_in_both_interfaces() {
+        let json = serde_json::json!({
+            "memory": {"limit": 1000, "swap": 1500, "reservation": 500},
+            "cpu": {"shares": 1024, "quota": 50000, "period": 100000, "cpus": "0-1"},
+            "pids": {"limit": 7},
+            "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+            "blockIO": {"weight": 1000, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 9}]}
+        });
+        assert_eq!(
+            lines(json.clone(), Version::V2).unwrap(),
+            [
+                "memory.swap.max=500",
+                "memory.max=1000",
+                "memory.low=500",
+                "cpu.weight=39",
+                "cpu.max=50000 100000",
+                "cpuset.cpus=0-1",
+                "pids.max=7",
+                "io.bfq.weight=1000",
+                "io.weight=10000",
+                "io.max=8:0 rbps=9",
+                "hugetlb.2MB.max=0",
+                "hugetlb.2MB.rsvd.max=0",
+            ]
+        );
+        assert_eq!(
+            lines(json, Version::V1).unwrap(),
+            [
+                "memory.memsw.limit_in_bytes=-1",
+                "memory.limit_in_bytes=1000",
+                "memory.memsw.limit_in_bytes=1500",
+                "memory.soft_limit_in_bytes=500",
+                "cpu.shares=1024",
+                "cpu.cfs_period_us=100000",
+                "cpu.cfs_quota_us=50000",
+                "cpuset.cpus=0-1",
+                "pids.max=7",
+                "blkio.weight=1000",
+                "blkio.bfq.weight=1000",
+                "blkio.throttle.read_bps_device=8:0 9",
+                "hugetlb.2MB.limit_in_bytes=0",
+                "hugetlb.2MB.rsvd.limit_in_bytes=0",
+            ]
+        );
+    }
+
+    #[test]
+    fn minus_one_is_unlimited() {
+        let json = serde_json::json!({"memory": {"limit": -1, "swap": -1}, "cpu": {"quota": -1}, "pids": {"limit": -1}});
+        let expected = ["memory.swap.max=max", "memory.max=max", "cpu.max=max 100000", "pids.max=max"];
+        assert_eq!(lines(json, Version::V2).unwrap(), expected);
+    }
+
+    #[test]
+    fn weights_keep_both_ends() {
+        assert_eq!((weight(2), weight(262_144)), (1, 10_000));
+        assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
+    }
+
+    #[test]
+    fn what_v2_lacks_is_refused() {
+        for json in [
+            serde_json::json!({"memory": {"swappiness": 10}}),
+            serde_json::json!({"memory": {"disableOOMKiller": true}}),
+            serde_json::json!({"memory": {"swap": 10}}),
+            serde_json::json!({"cpu": {"realtimeRuntime": 5}}),
+            serde_json::json!({"blockIO": {"leafWeight": 5}}),
+        ] {
+            assert!(lines(json.clone(), Version::V2).is_err(), "{json}");
+        }
+    }
+}
