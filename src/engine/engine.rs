@@ -1,150 +1,359 @@
 //! The handle through which everybody talks to the engine.
+//!
+//! Reading (status, list) looks at the snapshots of the pods and waits for nothing. Changing sends a command to the task of
+//! the pod and waits for its answer; a caller that goes away does not end the work. Exec and log reopening talk to the pod's
+//! monitor directly, so that no stop is in their way.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use monitor::protocol::Request as MonitorRequest;
 use oci::{ContainerId, PodId};
+use tokio::sync::oneshot;
 
+use crate::admission::{self, PodStage, PodVerb, Stage, Verb, Verdict};
 use crate::config::{ContainerConfig, PodConfig, Resources, Strings};
+use crate::container::{Ask, Request};
+use crate::context::{Context, now};
+use crate::index::{Claim, PodHandle};
+use crate::link::Link;
+use crate::operation::{Answer, Operation};
+use crate::pod::{self, Command};
+use crate::record::{self, PodIntent, PodRecord};
 use crate::status::{
     ContainerFilter, ContainerStatus, ContainerUsage, ExecOutput, NodeStatus, PodFilter, PodStatus,
 };
-use crate::{Error, Kind, Result, Settings};
+use crate::step::Step;
+use crate::view::ContainerView;
+use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, sandbox, usage};
 
 /// Cloneable handle of the engine. Every id may be given as a unique prefix.
 #[derive(Clone)]
 pub struct Engine {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    images: image::Store,
-}
-
-fn unsupported<T>(what: &str) -> Result<T> {
-    Err(Error::new(Kind::Unsupported, what))
+    ctx: Arc<Context>,
 }
 
 impl Engine {
     /// Adopt what an earlier daemon left, finish or undo what it was doing, and serve.
     pub async fn open(settings: Settings, images: image::Store, network: network::Network) -> Result<Engine> {
-        let _ = (settings, network);
-        Ok(Engine { shared: Arc::new(Shared { images }) })
+        let ctx = adoption::open(settings, images, network).await?;
+        Ok(Engine { ctx })
     }
 
     /// Run a pod sandbox. The same [`crate::config::PodName`] again joins the running operation or returns the
     /// ready pod's id when the configuration is equal; with another configuration: [`Kind::Exists`].
     pub async fn run_pod(&self, config: PodConfig) -> Result<PodId> {
-        let _ = config;
-        unsupported("run_pod")
+        sandbox::check(&config, &self.ctx.settings.handlers)?;
+        let step = Step::current();
+        loop {
+            self.ctx.index.admit()?;
+            let (answer, result) = oneshot::channel();
+            match self.claim(&config, &step, answer)? {
+                None => {}
+                Some((handle, answer)) => {
+                    let config = Box::new(config.clone());
+                    let command = Command::Run { config, step: step.clone(), answer };
+                    if handle.commands.send(command).await.is_err() {
+                        self.ctx.index.free(&handle.look().status.config.name, &handle.id);
+                    }
+                }
+            }
+            // no answer: the pod that had the identity is gone meanwhile, so it is free
+            if let Ok(result) = result.await {
+                return result;
+            }
+        }
+    }
+
+    /// Begin to make a pod, unless its identity is taken: then the owner is to be asked.
+    fn claim(
+        &self,
+        config: &PodConfig,
+        step: &Step,
+        answer: Answer<PodId>,
+    ) -> Result<Option<(PodHandle, Answer<PodId>)>> {
+        let id = PodId::from_random(rand::random());
+        let record = PodRecord {
+            version: record::VERSION,
+            cgroup: sandbox::cgroup_of(&self.ctx.settings.cgroup_root, config, id.as_str())?,
+            id,
+            config: Arc::new(config.clone()),
+            created_at: now(),
+            intent: PodIntent::Create,
+            ips: Vec::new(),
+            netns: None,
+        };
+        let mut answer = Some(answer);
+        let mut made = None;
+        let claim = self.ctx.index.claim(&config.name, || {
+            let op = match answer.take() {
+                Some(answer) => Operation::new(step.clone(), answer),
+                None => Operation::unasked(),
+            };
+            let (handle, pod) = pod::new(self.ctx.clone(), record, pod::State::Creating(op));
+            made = Some(pod);
+            handle
+        });
+        if let Some(pod) = made {
+            tokio::spawn(pod.create());
+        }
+        match (claim, answer) {
+            (Claim::Taken(handle), Some(answer)) => Ok(Some((handle, answer))),
+            _ => Ok(None),
+        }
     }
 
     /// Stop a pod: kill its containers, release its network. Idempotent; an unknown id is fine.
     pub async fn stop_pod(&self, id: &str) -> Result<()> {
-        unsupported(id)
+        self.pod_verb(id, PodVerb::Stop).await
     }
 
     /// Remove a pod and its containers, running or not. Idempotent; an unknown id is fine.
     pub async fn remove_pod(&self, id: &str) -> Result<()> {
-        unsupported(id)
+        self.pod_verb(id, PodVerb::Remove).await
+    }
+
+    async fn pod_verb(&self, id: &str, verb: PodVerb) -> Result<()> {
+        self.ctx.index.admit()?;
+        let Some(handle) = self.ctx.index.pod(id)? else { return Ok(()) };
+        let step = Step::current();
+        let sent = ask(&handle, |answer| Command::Pod { verb, step, answer }).await;
+        self.or_gone(&handle, sent, Ok(()))
+    }
+
+    /// The answer; when the pod's task has ended: `gone`, if the pod is really gone.
+    fn or_gone<T>(&self, handle: &PodHandle, answer: Option<Result<T>>, gone: Result<T>) -> Result<T> {
+        match answer {
+            Some(result) => result,
+            None if self.ctx.index.has(&handle.id) => {
+                self.ctx.index.admit()?;
+                Err(Error::new(Kind::Internal, format!("the task that owns pod {} has ended", handle.id)))
+            }
+            None => gone,
+        }
     }
 
     /// A pod as it stands; [`Kind::NotFound`].
     pub fn pod_status(&self, id: &str) -> Result<PodStatus> {
-        unsupported(id)
+        Ok(self.pod(id)?.look().status.clone())
+    }
+
+    fn pod(&self, id: &str) -> Result<PodHandle> {
+        let none = || Error::new(Kind::NotFound, format!("there is no pod {id:?}"));
+        self.ctx.index.pod(id)?.ok_or_else(none)
+    }
+
+    fn container(&self, id: &str) -> Result<(PodHandle, ContainerView)> {
+        let none = || Error::new(Kind::NotFound, format!("there is no container {id:?}"));
+        let (id, handle) = self.ctx.index.container(id)?.ok_or_else(none)?;
+        let view = handle.look().containers.get(&id).cloned().ok_or_else(none)?;
+        Ok((handle, view))
     }
 
     /// The pods that match.
     pub fn list_pods(&self, filter: &PodFilter) -> Vec<PodStatus> {
-        let _ = filter;
-        Vec::new()
+        let pods = self.ctx.index.pods();
+        pods.iter()
+            .map(PodHandle::look)
+            .filter(|view| view.matches(filter))
+            .map(|v| v.status.clone())
+            .collect()
     }
 
     /// Make a container in a ready pod. The same name and attempt again joins, or returns the id, when the
     /// configuration is equal; with another configuration: [`Kind::Exists`].
     pub async fn create_container(&self, pod: &str, config: ContainerConfig) -> Result<ContainerId> {
-        let _ = (pod, config);
-        unsupported("create_container")
+        self.ctx.index.admit()?;
+        let handle = self.pod(pod)?;
+        bundle::check(&config, &handle.look().status.config)?;
+        let (config, step) = (Box::new(config), Step::current());
+        let sent = ask(&handle, |answer| Command::Create { config, step, answer }).await;
+        let gone = Err(Error::new(Kind::NotFound, format!("there is no pod {pod:?}")));
+        self.or_gone(&handle, sent, gone)
     }
 
     /// Start a created container. [`Kind::WrongState`] when it has run before.
     pub async fn start_container(&self, id: &str) -> Result<()> {
-        unsupported(id)
+        self.container_verb(id, Ask::Start).await
     }
 
     /// Stop a container: its stop signal, then SIGKILL to all its processes after `timeout` (zero: at once).
     /// A further call with a shorter timeout takes effect at once. Idempotent; an unknown id is fine.
     pub async fn stop_container(&self, id: &str, timeout: Duration) -> Result<()> {
-        let _ = timeout;
-        unsupported(id)
+        // so far in the future that it can be counted with
+        let timeout = timeout.min(Duration::from_secs(365 * 86_400));
+        self.container_verb(id, Ask::Stop { timeout }).await
     }
 
     /// Remove a container, killing it when it runs. Its log stays. Idempotent; an unknown id is fine.
     pub async fn remove_container(&self, id: &str) -> Result<()> {
-        unsupported(id)
+        self.container_verb(id, Ask::Remove).await
+    }
+
+    async fn container_verb(&self, id: &str, ask_for: Ask) -> Result<()> {
+        self.ctx.index.admit()?;
+        let gone = match ask_for {
+            Ask::Stop { .. } | Ask::Remove => Ok(()),
+            _ => Err(Error::new(Kind::NotFound, format!("there is no container {id:?}"))),
+        };
+        let Some((id, handle)) = self.ctx.index.container(id)? else { return gone };
+        let step = Step::current();
+        let command = |answer| Command::Container { id, request: Request { ask: ask_for, step, answer } };
+        let sent = ask(&handle, command).await;
+        self.or_gone(&handle, sent, gone)
     }
 
     /// A container as it stands; [`Kind::NotFound`].
     pub fn container_status(&self, id: &str) -> Result<ContainerStatus> {
-        unsupported(id)
+        Ok(self.container(id)?.1.status)
+    }
+
+    fn containers(&self, filter: &ContainerFilter) -> Vec<ContainerView> {
+        let mut found = Vec::new();
+        for view in self.ctx.index.pods().iter().map(PodHandle::look).filter(|view| view.listed) {
+            found.extend(view.containers.values().filter(|container| container.matches(filter)).cloned());
+        }
+        found
     }
 
     /// The containers that match.
     pub fn list_containers(&self, filter: &ContainerFilter) -> Vec<ContainerStatus> {
-        let _ = filter;
-        Vec::new()
+        self.containers(filter).into_iter().map(|view| view.status).collect()
+    }
+
+    /// A living container's link to its monitor.
+    fn in_use(&self, id: &str) -> Result<(Link, ContainerId)> {
+        self.ctx.index.admit()?;
+        let (handle, view) = self.container(id)?;
+        let verdict = admission::container(PodStage::Ready, view.stage, Verb::Use, true);
+        if verdict != Verdict::Do {
+            let text = format!("container {} does not run", view.status.id.short());
+            return Err(Error::new(Kind::WrongState, text));
+        }
+        Ok((Link::new(&self.ctx.paths.run_pod(&handle.id)), view.status.id))
     }
 
     /// Run a command in a running container and collect its output. `timeout` zero: none; when it passes, the
     /// command's process group is killed and the answer is [`Kind::Deadline`].
     pub async fn exec_sync(&self, id: &str, args: Vec<String>, timeout: Duration) -> Result<ExecOutput> {
-        let _ = (args, timeout);
-        unsupported(id)
+        if args.first().is_none_or(String::is_empty) {
+            return Err(Error::new(Kind::Invalid, "exec needs a command"));
+        }
+        let (link, id) = self.in_use(id)?;
+        let done = exec::run(&link, &id, args, timeout).await;
+        done.map_err(|e| {
+            if e.kind == Kind::Deadline { e } else { e.within(format!("exec in container {}", id.short())) }
+        })
     }
 
     /// Open the log file anew by its path, after the kubelet renamed it.
     pub async fn reopen_log(&self, id: &str) -> Result<()> {
-        unsupported(id)
+        let (link, id) = self.in_use(id)?;
+        let reply = link.call(&MonitorRequest::Reopen { container: id.clone() }).await;
+        reply.map(|_| ()).map_err(|e| e.within(format!("reopen the log of container {}", id.short())))
     }
 
-    /// Change the limits of a container: all of them or none.
+    /// Change the limits of a container: all of them or none. The annotations are for plugins, of which there are
+    /// none yet.
     pub async fn update_resources(&self, id: &str, resources: Resources, annotations: Strings) -> Result<()> {
-        let _ = (resources, annotations);
-        unsupported(id)
+        let _ = annotations;
+        bundle::resources::to_spec(&resources)?;
+        self.container_verb(id, Ask::Update(Box::new(resources))).await
     }
 
     /// What a container uses now; [`Kind::NotFound`].
     pub async fn container_usage(&self, id: &str) -> Result<ContainerUsage> {
-        unsupported(id)
+        let (_, view) = self.container(id)?;
+        self.usage_of(&view).await
     }
 
-    /// What the containers that match use now; those that ended meanwhile are left out.
+    async fn usage_of(&self, view: &ContainerView) -> Result<ContainerUsage> {
+        let runs = matches!(view.stage, Stage::Running | Stage::Stopping);
+        usage::read(&self.ctx, &view.status.id, runs.then(|| view.cgroup.clone())).await
+    }
+
+    /// What the running containers that match use now; those that ended meanwhile are left out.
     pub async fn list_usage(&self, filter: &ContainerFilter) -> Vec<(ContainerStatus, ContainerUsage)> {
-        let _ = filter;
-        Vec::new()
+        let mut found = Vec::new();
+        for view in self.containers(filter) {
+            if !matches!(view.stage, Stage::Running | Stage::Stopping) {
+                continue;
+            }
+            if let Ok(usage) = self.usage_of(&view).await {
+                found.push((view.status, usage));
+            }
+        }
+        found
     }
 
     /// Conditions of the node.
     pub async fn status(&self) -> NodeStatus {
-        NodeStatus { runtime: Ok(()), network: Ok(()) }
+        NodeStatus {
+            runtime: self.ctx.index.admit().map_err(|e| e.chain()),
+            network: self.ctx.network.status().await,
+        }
     }
 
     /// The image store.
     pub fn images(&self) -> &image::Store {
-        &self.shared.images
+        &self.ctx.images
     }
 
     /// Finish what runs, with a deadline; workloads go on. Afterwards every call is refused.
-    pub async fn drain(&self) {}
+    pub async fn drain(&self) {
+        self.ctx.index.close();
+        let mut waiting = Vec::new();
+        for handle in self.ctx.index.pods() {
+            let (answer, quit) = oneshot::channel();
+            if handle.commands.send(Command::Quit { answer }).await.is_ok() {
+                waiting.push(quit);
+            }
+        }
+        let all = futures_util::future::join_all(waiting);
+        if tokio::time::timeout(self.ctx.settings.drain_deadline, all).await.is_err() {
+            tracing::warn!("some operations have not ended; the next daemon finishes or undoes them");
+        }
+    }
 
     /// More about a pod, for `crictl inspectp`; values are JSON texts.
     pub fn verbose_pod(&self, id: &str) -> Result<BTreeMap<String, String>> {
-        unsupported(id)
+        let view = self.pod(id)?.look();
+        let status = &view.status;
+        let info = serde_json::json!({
+            "pid": status.pid,
+            "netns": status.netns,
+            "stage": format!("{:?}", view.stage),
+            "config": &*status.config,
+        });
+        Ok([("info".to_owned(), info.to_string())].into())
     }
 
     /// More about a container, for `crictl inspect`; values are JSON texts.
     pub async fn verbose_container(&self, id: &str) -> Result<BTreeMap<String, String>> {
-        unsupported(id)
+        let (_, view) = self.container(id)?;
+        let path = self.ctx.paths.bundle(&view.status.id).join("config.json");
+        let spec = crate::debts::blocking(move || std::fs::read(path)).await.unwrap_or_default();
+        let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
+        let pid = match view.status.state {
+            crate::status::ContainerState::Running { pid, .. } => pid,
+            _ => 0,
+        };
+        let info = serde_json::json!({
+            "pid": pid,
+            "sandboxID": view.status.pod.as_str(),
+            "cgroup": view.cgroup,
+            "stage": format!("{:?}", view.stage),
+            "config": &*view.status.config,
+            "runtimeSpec": spec,
+        });
+        Ok([("info".to_owned(), info.to_string())].into())
     }
+}
+
+/// Send a command to a pod's task and wait for its answer. `None`: the task has ended.
+async fn ask<T>(handle: &PodHandle, command: impl FnOnce(Answer<T>) -> Command) -> Option<Result<T>> {
+    let (answer, result) = oneshot::channel();
+    handle.commands.send(command(answer)).await.ok()?;
+    result.await.ok()
 }

@@ -62,7 +62,11 @@ impl Error {
         let mut text = self.context.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
-            let _ = write!(text, ": {error}");
+            // some errors repeat their cause in their own text
+            let said = error.to_string();
+            if !text.ends_with(&said) {
+                let _ = write!(text, ": {said}");
+            }
             cause = error.source();
         }
         text
@@ -71,6 +75,18 @@ impl Error {
     /// The same failure for one more caller that waited for the operation.
     pub(crate) fn again(&self) -> Error {
         Error::new(self.kind, self.chain())
+    }
+}
+
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Error {
+        let kind = match error.kind {
+            image::Kind::NotFound => Kind::NotFound,
+            image::Kind::Invalid => Kind::Invalid,
+            image::Kind::Unauthorized | image::Kind::Unavailable => Kind::Unavailable,
+            image::Kind::Corrupt | image::Kind::Internal => Kind::Internal,
+        };
+        Error { kind, context: error.context.clone(), source: Some(Box::new(error)) }
     }
 }
 

@@ -1,14 +1,51 @@
 //! Pods and containers: states, one owner task per pod, records, recovery, stats.
+//!
+//! ```text
+//! Engine ──index──▶ PodHandle ──Command──▶ task of a pod ──spawns──▶ effects ──Done──▶ task of a pod
+//!    ▲                                     (pod, workload)           (sandbox, bundle, monitor, network, images)
+//!    └────────────────PodView (watch)──────────┘
+//!
+//! what may be done    admission              what is on disk    record, paths
+//! what is given back  debts                  after a restart    recovery (the plan), adoption (doing it)
+//! the monitor         process, link, exec    OCI bundles        bundle
+//! figures             usage                  slow requests      step
+//! ```
+//!
+//! No request owns work, no lock is held across an await, and everything acquired is reachable from a record or from
+//! the monitor before it is acquired, so that the daemon may be killed at any instruction.
 
 #![forbid(unsafe_code)]
 
+mod admission;
+mod adoption;
+mod bundle;
 pub mod config;
+mod container;
+mod context;
+mod debts;
+mod effects;
 mod engine;
 mod error;
+mod exec;
+mod index;
+mod link;
+mod operation;
+mod paths;
+mod pod;
+mod process;
+mod record;
+mod recovery;
+mod sandbox;
 mod settings;
 pub mod status;
 pub mod step;
+mod usage;
+mod view;
+mod workload;
 
 pub use engine::Engine;
+// `cri` stands on the engine alone
+pub use ::image;
+pub use ::network;
 pub use error::{Error, Kind, Result};
 pub use settings::Settings;

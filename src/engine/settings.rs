@@ -16,6 +16,8 @@ pub struct Settings {
     pub cgroup_root: String,
     /// Size of a pod's /dev/shm, bytes.
     pub shm_size: u64,
+    /// Names of RuntimeClass handlers that mean this runtime, besides the empty one.
+    pub handlers: Vec<String>,
     /// How long a monitor may take to become ready.
     pub monitor_deadline: Duration,
     /// How long [`crate::Engine::drain`] waits for running operations.
@@ -30,6 +32,7 @@ impl Default for Settings {
             runtime: "/usr/local/bin/corten-runtime".into(),
             cgroup_root: "/corten".into(),
             shm_size: 64 << 20,
+            handlers: vec!["corten".to_owned()],
             monitor_deadline: Duration::from_secs(10),
             drain_deadline: Duration::from_secs(10),
         }

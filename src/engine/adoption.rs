@@ -1,0 +1,235 @@
+//! Opening the engine: look at what is there, make the plan of `recovery`, and carry it out.
+//!
+//! What must be so before the first request is done before [`open`] returns: pods are owned again, images held, namespaces
+//! that belong to nobody gone. What may take long (a DEL that is owed, directories to remove) goes on in the background,
+//! owned by the tasks of the pods and by one sweeper.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::unix::fs::DirBuilderExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use monitor::protocol::{Known, Reply};
+use oci::PodId;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::container::{Container, Ending, State};
+use crate::context::{Context, now};
+use crate::debts::{self, Debt, FIRST_PAUSE, LONGEST_PAUSE, blocking};
+use crate::operation::{Operation, Retry};
+use crate::paths::Paths;
+use crate::pod::{self, Command, State as PodState, Teardown};
+use crate::process::{self, Alive, Event, Monitor};
+use crate::record::{self, ContainerIntent, ContainerRecord, Found, PodRecord};
+use crate::recovery::{self, Adopted, Fate, Observed};
+use crate::step::Step;
+use crate::usage::Sizes;
+use crate::{Error, Kind, Result, Settings, sandbox};
+
+/// How long a monitor may take to say what it knows; one that does not is of no use.
+const TELL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// See the module's header.
+pub(crate) async fn open(
+    settings: Settings,
+    images: image::Store,
+    network: network::Network,
+) -> Result<Arc<Context>> {
+    let paths = Paths::new(&settings.state_dir, &settings.run_dir);
+    let failed = |e: std::io::Error| Error::because(Kind::Internal, "make the engine's directories", e);
+    make_dirs(&paths).map_err(failed)?;
+    let program = sys::memfd::Program::load(&settings.runtime)
+        .map_err(|e| Error::because(Kind::Internal, "load the runtime program", e))?;
+    let ctx = Arc::new(Context {
+        settings,
+        paths,
+        images,
+        network,
+        program,
+        index: Default::default(),
+        sizes: Sizes::default(),
+    });
+    let (seen, monitors) = look(&ctx).await?;
+    let plan = recovery::plan(seen, &ctx.paths);
+    ctx.images.retain(&plan.holders).await;
+    // the records that the network still owes are paid by those who own the debt
+    let mut keep = ctx.network.owed();
+    keep.extend(plan.pods.iter().map(|(record, ..)| record.id.clone()));
+    ctx.network.collect_garbage(&keep).await;
+    tracing::info!(pods = plan.pods.len(), sweep = plan.sweep.len(), "adopting what is there");
+    let mut monitors = monitors;
+    for (record, fate, containers) in plan.pods {
+        let monitor = monitors.remove(&record.id);
+        adopt(&ctx, record, fate, containers, monitor);
+    }
+    if !plan.sweep.is_empty() {
+        tokio::spawn(sweep(ctx.clone(), plan.sweep));
+    }
+    Ok(ctx)
+}
+
+fn make_dirs(paths: &Paths) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    for dir in [paths.pods(), paths.containers(), paths.run_pods(), paths.seccomp()] {
+        builder.create(dir)?;
+    }
+    Ok(())
+}
+
+/// Look at everything that an earlier daemon may have left.
+async fn look(ctx: &Arc<Context>) -> Result<(Observed, HashMap<PodId, Monitor>)> {
+    let at = ctx.clone();
+    let files = blocking(move || {
+        let pods: Found<PodId, PodRecord> = record::read_all(&at.paths.pods())?;
+        let containers: Found<oci::ContainerId, ContainerRecord> = record::read_all(&at.paths.containers())?;
+        let mut run: BTreeSet<PodId> =
+            record::names(&at.paths.run_pods())?.iter().filter_map(|name| name.parse().ok()).collect();
+        let lost = process::below(&at.paths.run_pods());
+        run.extend(lost.iter().filter_map(|dir| dir.file_name()?.to_str()?.parse().ok()));
+        Ok((pods, containers, run))
+    });
+    let (pods, containers, run) =
+        files.await.map_err(|e| Error::because(Kind::Internal, "read the engine's records", e))?;
+    for why in pods.broken.iter().map(|b| &b.1).chain(containers.broken.iter().map(|b| &b.1)) {
+        tracing::warn!("a record cannot be read, so what it was for is swept: {why}");
+    }
+    let asked = join_all(run.iter().map(|id| ask(ctx, id))).await;
+    let mut seen = Observed {
+        pods: pods.records,
+        broken_pods: pods.broken.into_iter().map(|(id, _)| id).collect(),
+        containers: containers.records,
+        broken_containers: containers.broken.into_iter().map(|(id, _)| id).collect(),
+        attached: ctx.network.owed(),
+        cgroups: cgroups(ctx),
+        run,
+        now: now(),
+        ..Observed::default()
+    };
+    let mut monitors = HashMap::new();
+    for (id, monitor, known) in asked.into_iter().flatten() {
+        seen.known.extend(known.into_iter().map(|known| (known.container.clone(), known)));
+        seen.monitors.insert(id.clone());
+        monitors.insert(id, monitor);
+    }
+    left_exits(ctx, &mut seen);
+    Ok((seen, monitors))
+}
+
+/// A living monitor and what it knows; `None`: there is none, or it does not say.
+async fn ask(ctx: &Context, id: &PodId) -> Option<(PodId, Monitor, Vec<Known>)> {
+    let dir = ctx.paths.run_pod(id);
+    let mut monitor = Monitor::attach(&dir, Alive::find(&dir.join("monitor.pid"))?);
+    match timeout(TELL_DEADLINE, monitor.next()).await {
+        Ok(Event::Told(Reply::State { containers, .. })) => Some((id.clone(), monitor, containers)),
+        other => {
+            tracing::warn!(pod = %id, ?other, "the pod's monitor does not say what it knows");
+            None
+        }
+    }
+}
+
+/// Exit records that a monitor left which is gone.
+fn left_exits(ctx: &Context, seen: &mut Observed) {
+    for record in &seen.containers {
+        if seen.known.contains_key(&record.id) {
+            continue;
+        }
+        let dir = ctx.paths.run_pod(&record.pod);
+        if let Ok(Some(left)) = monitor::record::read_exit(&dir, &record.id) {
+            let known = Known {
+                container: record.id.clone(),
+                pid: left.pid,
+                start_time: 0,
+                started_at: left.started_at,
+                exit: Some(left.exit),
+            };
+            seen.known.insert(record.id.clone(), known);
+        }
+    }
+}
+
+/// Cgroups below our root that are named after pods.
+fn cgroups(ctx: &Context) -> Vec<(PodId, String)> {
+    let root = ctx.settings.cgroup_root.trim_end_matches('/');
+    let cgroup = sys::cgroup::Cgroup::new(root);
+    let hierarchies =
+        sys::cgroup::Layout::host().map(|layout| layout.hierarchies.as_slice()).unwrap_or_default();
+    let mut ours: HashSet<PodId> = HashSet::new();
+    for dir in hierarchies.iter().filter_map(|hierarchy| cgroup.directory(hierarchy).ok()) {
+        ours.extend(record::names(&dir).unwrap_or_default().iter().filter_map(|name| name.parse().ok()));
+    }
+    ours.into_iter().map(|id| (id.clone(), format!("{root}/{id}"))).collect()
+}
+
+/// Own a pod again.
+fn adopt(
+    ctx: &Arc<Context>,
+    record: PodRecord,
+    fate: Fate,
+    containers: Vec<Adopted>,
+    monitor: Option<Monitor>,
+) {
+    let state = match (fate, monitor) {
+        (Fate::Adopt, Some(monitor)) => PodState::Ready(monitor),
+        (Fate::Undo, _) => PodState::Stopped,
+        (_, monitor) => PodState::Stopping { op: Operation::unasked(), part: Teardown::Killing(monitor) },
+    };
+    let name = (fate != Fate::Undo).then(|| record.config.name.clone());
+    let (handle, mut pod) = pod::new(ctx.clone(), record, state);
+    if fate == Fate::Undo {
+        pod.owed = sandbox::debts(ctx, &pod.record);
+        pod.owed.push(Debt::Tree(ctx.paths.pod(&pod.record.id)));
+        pod.retry =
+            Some(Retry::now(Error::new(Kind::Internal, "the daemon was killed while it made the pod")));
+    }
+    if fate == Fate::Remove {
+        let (answer, _) = tokio::sync::oneshot::channel();
+        let verb = crate::admission::PodVerb::Remove;
+        pod.later.push(Command::Pod { verb, step: Step::new(), answer });
+    }
+    for adopted in containers {
+        ctx.index.add_container(&adopted.record.id, &adopted.record.pod);
+        pod.containers.insert(adopted.record.id.clone(), resume(adopted));
+    }
+    pod.publish();
+    ctx.index.adopt(handle, name);
+    tokio::spawn(pod.run());
+}
+
+/// A container with what was under way.
+fn resume(adopted: Adopted) -> Container {
+    let mut container = Container::new(adopted.record, adopted.state);
+    container.answered = adopted.answered;
+    match container.record.intent {
+        ContainerIntent::Remove => {
+            container.retry =
+                Some(Retry::now(Error::new(Kind::Internal, "the daemon was killed while it removed it")));
+        }
+        ContainerIntent::Stop { by } => {
+            if let State::Running(live) = container.state {
+                let left = u64::try_from(by.saturating_sub(now())).unwrap_or(0);
+                let ending = Ending::Asked { kill_at: Instant::now() + Duration::from_nanos(left) };
+                container.state = State::Stopping { live, op: Operation::unasked(), ending };
+            }
+        }
+        ContainerIntent::Keep => {}
+    }
+    container
+}
+
+/// Pay what belongs to nobody, until it is paid.
+async fn sweep(ctx: Arc<Context>, mut debts: Vec<Debt>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let (unpaid, failures) = debts::pay(&ctx, debts).await;
+        let Some(error) = debts::as_error("sweep what belongs to nobody".to_owned(), failures) else {
+            return;
+        };
+        tracing::warn!(error = error.chain(), "not everything could be swept yet");
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        debts = unpaid;
+    }
+}

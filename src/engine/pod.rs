@@ -1,0 +1,561 @@
+//! The task that owns a pod: it alone changes the pod and its containers, and does all effects.
+//!
+//! ```text
+//!  Creating ─▶ Ready ─▶ Stopping: killing ─▶ releasing ─▶ Stopped ─▶ Removing: containers ─▶ rest ─▶ Gone
+//!      │failed                                  ▲  what is owed: again │
+//!      └─▶ undone ─▶ Gone                       └──────────────────────┘
+//! ```
+//!
+//! * Others send [`Command`]s and hold a watch of the pod's [`PodView`]. The loop never waits for an effect that can take
+//!   long: effects are spawned and come back as [`Done`], so a stop never stands in the way of anything else. Only records
+//!   are written in line.
+//! * Whether a request may do something is decided in [`admission`]. A request that has to wait is put
+//!   off and asked again after each change.
+//! * A request's end does not end the operation: it waits on a oneshot that may be dropped.
+//! * What could not be given back is owed (`owed`) and paid again with growing pauses until it is paid.
+//! * The monitor tells of exits on its watch; when its process is lost, its containers are killed and the pod is stopped.
+//!
+//! This file: the loop and what concerns the pod as a whole. Containers: `workload`. Setting up: `sandbox`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci::{ContainerId, PodId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::admission::{self, PodStage, PodVerb, Refusal, Verdict};
+use crate::config::{ContainerConfig, PodConfig};
+use crate::container::{Ask, Container, Creating, Request};
+use crate::context::Context;
+use crate::debts::{self, Debt};
+use crate::effects::Done;
+use crate::index::PodHandle;
+use crate::operation::{Answer, Operation, Retry};
+use crate::process::{Event, Monitor};
+use crate::record::{self, Outlive, PodIntent, PodRecord};
+use crate::sandbox::{self, SetUp};
+use crate::step::Step;
+pub(crate) use crate::view::PodView;
+use crate::view::{self, ContainerView};
+use crate::{Error, Kind, Result};
+
+/// Commands that wait for the task of a pod.
+const QUEUE: usize = 64;
+
+/// What is sent to the task of a pod.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// RunPodSandbox for this pod's identity.
+    Run { config: Box<PodConfig>, step: Step, answer: Answer<PodId> },
+    /// Stop or remove the pod.
+    Pod { verb: PodVerb, step: Step, answer: Answer<()> },
+    /// Make a container.
+    Create { config: Box<ContainerConfig>, step: Step, answer: Answer<ContainerId> },
+    /// Something with a container.
+    Container { id: ContainerId, request: Request },
+    /// Answer when no effect runs, then end the task.
+    Quit { answer: oneshot::Sender<()> },
+}
+
+/// How far stopping is.
+#[derive(Debug)]
+pub(crate) enum Teardown {
+    /// Waiting for the containers to end.
+    Killing(Option<Monitor>),
+    /// Giving back what the pod has.
+    Releasing,
+}
+
+/// How far removing is.
+#[derive(Debug)]
+pub(crate) enum Removal {
+    /// Its containers go first.
+    Containers,
+    /// Then all the rest.
+    Rest,
+}
+
+/// State of a pod.
+#[derive(Debug)]
+pub(crate) enum State {
+    Creating(Operation<PodId>),
+    Ready(Monitor),
+    Stopping { op: Operation<()>, part: Teardown },
+    Stopped,
+    Removing { op: Operation<()>, part: Removal },
+    Gone,
+}
+
+/// A pod with its containers; see the module's header.
+pub(crate) struct Pod {
+    pub(crate) ctx: Arc<Context>,
+    pub(crate) record: PodRecord,
+    pub(crate) state: State,
+    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    /// Containers without a record yet.
+    pub(crate) creating: BTreeMap<ContainerId, Creating>,
+    pub(crate) effects: JoinSet<Done>,
+    /// What could not be given back so far.
+    pub(crate) owed: Vec<Debt>,
+    /// When it is paid again; `None` while it is being paid or nothing is owed.
+    pub(crate) retry: Option<Retry>,
+    /// The pause before the last attempt that failed.
+    pub(crate) pause: Option<Duration>,
+    /// Commands to be looked at again when the pod's stage has changed.
+    pub(crate) later: Vec<Command>,
+    commands: mpsc::Receiver<Command>,
+    view: watch::Sender<Arc<PodView>>,
+    quit: Option<oneshot::Sender<()>>,
+}
+
+/// Make a pod's handle and the value that its task runs.
+pub(crate) fn new(ctx: Arc<Context>, record: PodRecord, state: State) -> (PodHandle, Pod) {
+    let (sender, commands) = mpsc::channel(QUEUE);
+    let (view, watched) = watch::channel(view::first(&record, PodStage::Creating));
+    let handle = PodHandle { id: record.id.clone(), commands: sender, view: watched };
+    let pod = Pod {
+        ctx,
+        record,
+        state,
+        containers: BTreeMap::new(),
+        creating: BTreeMap::new(),
+        effects: JoinSet::new(),
+        owed: Vec::new(),
+        retry: None,
+        pause: None,
+        later: Vec::new(),
+        commands,
+        view,
+        quit: None,
+    };
+    pod.publish();
+    (handle, pod)
+}
+
+impl Pod {
+    /// Set the pod up, then own it until it is gone.
+    pub(crate) async fn create(mut self) {
+        let State::Creating(op) = &self.state else { return self.run().await };
+        let (ctx, record, step) = (self.ctx.clone(), self.record.clone(), op.step.clone());
+        self.effects.spawn(async move {
+            match sandbox::set_up(&ctx, record, &step).await {
+                Ok(ready) => Done::SetUp(Box::new(ready)),
+                Err((error, owed)) => {
+                    step.enter("undo what was set up");
+                    let (unpaid, failures) = debts::pay(&ctx, owed).await;
+                    Done::NotSetUp { error, unpaid, failures }
+                }
+            }
+        });
+        self.run().await;
+    }
+
+    /// Own the pod until it is gone.
+    pub(crate) async fn run(mut self) {
+        loop {
+            self.advance().await;
+            self.publish();
+            if matches!(self.state, State::Gone) || self.quits() {
+                break;
+            }
+            let wake = self.next_wake();
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command).await,
+                    None => break,
+                },
+                Some(done) = self.effects.join_next(), if !self.effects.is_empty() => match done {
+                    Ok(done) => self.done(done).await,
+                    Err(panic) => tracing::error!(pod = %self.record.id, %panic, "an effect ended badly"),
+                },
+                event = next_event(&mut self.state) => self.event(event).await,
+                () = sleep_until(wake) => self.wake().await,
+            }
+        }
+    }
+
+    /// Drained: say so, and end.
+    fn quits(&mut self) -> bool {
+        match self.effects.is_empty() {
+            true => self.quit.take().map(|answer| answer.send(())).is_some(),
+            false => false,
+        }
+    }
+
+    /// Stage, for admission.
+    pub(crate) fn stage(&self) -> PodStage {
+        match self.state {
+            State::Creating(_) => PodStage::Creating,
+            State::Ready(_) => PodStage::Ready,
+            State::Stopping { .. } => PodStage::Stopping,
+            State::Stopped if !self.owed.is_empty() => PodStage::Owing,
+            State::Stopped => PodStage::Stopped,
+            State::Removing { .. } | State::Gone => PodStage::Removing,
+        }
+    }
+
+    pub(crate) fn publish(&self) {
+        let shown = |container: &Container| ContainerView {
+            stage: container.stage(),
+            status: container.status(),
+            cgroup: container.record.cgroup.clone(),
+        };
+        let stage = self.stage();
+        let pid = match &self.state {
+            State::Ready(monitor) => Some(monitor.pid),
+            _ => None,
+        };
+        // a pod that is being set up or undone is nobody's business; one that is gone is not there
+        let hidden = self.record.intent == PodIntent::Create || matches!(self.state, State::Gone);
+        self.view.send_replace(Arc::new(PodView {
+            stage,
+            listed: !hidden,
+            status: view::pod_status(&self.record, stage, pid),
+            containers: self.containers.iter().map(|(id, c)| (id.clone(), shown(c))).collect(),
+        }));
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Run { config, step, answer } => self.run_again(config, step, answer),
+            Command::Pod { verb, step, answer } => self.verb(verb, step, answer).await,
+            Command::Create { config, step, answer } => self.create_container(config, step, answer),
+            Command::Container { id, request } => self.request(&id, request).await,
+            Command::Quit { answer } => self.quit = Some(answer),
+        }
+    }
+
+    /// RunPodSandbox for an identity that this pod has.
+    fn run_again(&mut self, config: Box<PodConfig>, step: Step, answer: Answer<PodId>) {
+        let same = *config == *self.record.config;
+        let id = self.record.id.clone();
+        let taken = |why: &str| {
+            let name = &self.record.config.name;
+            let text =
+                format!("pod {}/{} attempt {} is {id}, {why}", name.namespace, name.name, name.attempt);
+            Err(Error::new(Kind::Exists, text))
+        };
+        let result = match admission::run_pod(self.stage(), same) {
+            Verdict::Join => match &mut self.state {
+                State::Creating(op) => return op.join(&step, answer),
+                _ => Ok(id),
+            },
+            Verdict::AlreadySo | Verdict::Do => Ok(id),
+            Verdict::After | Verdict::KillFirst => {
+                return self.later.push(Command::Run { config, step, answer });
+            }
+            Verdict::Refuse(Refusal::TakenByStopped) => taken("which is stopped; remove it first"),
+            Verdict::Refuse(_) => taken("which has another configuration"),
+        };
+        let _ = answer.send(result);
+    }
+
+    /// StopPodSandbox and RemovePodSandbox.
+    async fn verb(&mut self, verb: PodVerb, step: Step, answer: Answer<()>) {
+        let verdict = admission::pod(self.stage(), verb);
+        match (verdict, verb) {
+            (Verdict::Do, PodVerb::Stop) => self.stop(Operation::new(step, answer)).await,
+            (Verdict::Do, PodVerb::Remove) => self.remove(Operation::new(step, answer)).await,
+            (Verdict::Join, _) => {
+                if let State::Stopping { op, .. } | State::Removing { op, .. } = &mut self.state {
+                    op.join(&step, answer);
+                }
+            }
+            (Verdict::After, _) => self.later.push(Command::Pod { verb, step, answer }),
+            (Verdict::KillFirst, _) => {
+                self.later.push(Command::Pod { verb, step, answer });
+                self.stop(Operation::unasked()).await;
+            }
+            (Verdict::AlreadySo | Verdict::Refuse(_), _) => {
+                let _ = answer.send(Ok(()));
+            }
+        }
+    }
+
+    /// Begin to stop: from Ready everything in it is killed; from Stopped what is owed is paid again.
+    pub(crate) async fn stop(&mut self, op: Operation<()>) {
+        self.retry = None;
+        let part = match std::mem::replace(&mut self.state, State::Stopped) {
+            State::Ready(monitor) => Teardown::Killing(Some(monitor)),
+            _ => Teardown::Killing(None),
+        };
+        op.step.enter("kill the containers");
+        self.state = State::Stopping { op, part };
+        self.intend(PodIntent::Stop).await;
+    }
+
+    async fn remove(&mut self, op: Operation<()>) {
+        self.retry = None;
+        op.step.enter("remove the containers");
+        for container in self.containers.values_mut() {
+            container.retry = None;
+        }
+        self.state = State::Removing { op, part: Removal::Containers };
+        self.intend(PodIntent::Remove).await;
+    }
+
+    /// Write down what is to be done. When the disk refuses, it is done all the same.
+    async fn intend(&mut self, intent: PodIntent) {
+        // an undone pod stays unlisted, and a removal is not taken back
+        if matches!(self.record.intent, PodIntent::Create | PodIntent::Remove) || self.record.intent == intent
+        {
+            return;
+        }
+        self.record.intent = intent;
+        let (dir, record) = (self.ctx.paths.pod(&self.record.id), self.record.clone());
+        if let Err(error) = debts::blocking(move || record::write(&dir, &record, Outlive::Daemon)).await {
+            tracing::warn!(pod = %self.record.id, %error, "the pod's record could not be written");
+        }
+    }
+
+    /// Go on with what depends on the containers.
+    async fn advance(&mut self) {
+        if matches!(self.state, State::Stopping { part: Teardown::Killing(_), .. }) {
+            self.kill_all().await;
+            if self.creating.is_empty() && !self.containers.values().any(Container::is_live) {
+                self.release();
+            }
+        }
+        if matches!(self.state, State::Removing { part: Removal::Containers, .. }) {
+            self.remove_all().await;
+        }
+    }
+
+    /// Everything that the pod has is given back; the monitor ends.
+    fn release(&mut self) {
+        let State::Stopping { op, part } = &mut self.state else { return };
+        op.step.enter("release the network and end the monitor");
+        // dropping the watch first: its end is no loss
+        *part = Teardown::Releasing;
+        let mut owed = sandbox::debts(&self.ctx, &self.record);
+        owed.extend(self.owed.drain(..).filter(|debt| !owed.contains(debt)).collect::<Vec<_>>());
+        self.pay(owed);
+    }
+
+    /// Pay debts; [`Done::Paid`] follows.
+    fn pay(&mut self, owed: Vec<Debt>) {
+        self.retry = None;
+        let ctx = self.ctx.clone();
+        self.effects.spawn(async move {
+            let (unpaid, failures) = debts::pay(&ctx, owed).await;
+            Done::Paid { unpaid, failures }
+        });
+    }
+
+    async fn remove_all(&mut self) {
+        let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        for id in ids {
+            self.remove_unasked(&id).await;
+        }
+        if let Some(why) = self.stuck() {
+            return self.give_up(why);
+        }
+        if self.containers.is_empty() && self.creating.is_empty() {
+            let State::Removing { op, part } = &mut self.state else { return };
+            op.step.enter("remove the pod's directories");
+            *part = Removal::Rest;
+            let mut owed = std::mem::take(&mut self.owed);
+            owed.push(Debt::Tree(self.ctx.paths.pod(&self.record.id)));
+            self.pay(owed);
+        }
+    }
+
+    /// Why a container cannot be removed now.
+    fn stuck(&self) -> Option<Error> {
+        self.containers.values().find_map(|c| c.retry.as_ref().map(|retry| retry.why.again()))
+    }
+
+    /// Removing failed: tell, and try again later.
+    fn give_up(&mut self, why: Error) {
+        let State::Removing { op, .. } = std::mem::replace(&mut self.state, State::Stopped) else { return };
+        op.finish(Err(why.again()));
+        self.try_later(why);
+    }
+
+    fn try_later(&mut self, why: Error) {
+        let retry = Retry::after(why, self.pause);
+        self.pause = Some(retry.pause());
+        self.retry = Some(retry);
+    }
+
+    /// An effect has come to its end.
+    async fn done(&mut self, done: Done) {
+        match done {
+            Done::SetUp(ready) => self.set_up(*ready),
+            Done::NotSetUp { error, unpaid, failures } => self.not_set_up(error, unpaid, failures),
+            Done::Paid { unpaid, failures } => self.paid(unpaid, failures),
+            other => self.container_done(other).await,
+        }
+        self.again().await;
+    }
+
+    fn set_up(&mut self, ready: SetUp) {
+        self.record = ready.record;
+        let id = self.record.id.clone();
+        if let State::Creating(op) = std::mem::replace(&mut self.state, State::Ready(ready.monitor)) {
+            tracing::info!(pod = %id, name = self.record.config.name.name, "pod is ready");
+            // seen before it is told
+            self.publish();
+            op.finish(Ok(id));
+        }
+    }
+
+    fn not_set_up(&mut self, error: Error, unpaid: Vec<Debt>, failures: Vec<Error>) {
+        let context = format!("run pod {}", self.record.config.name.name);
+        let (name, id) = (self.record.config.name.clone(), self.record.id.clone());
+        let State::Creating(op) = std::mem::replace(&mut self.state, State::Gone) else { return };
+        match debts::as_error("undo".to_owned(), failures) {
+            None => self.ctx.index.remove(&name, &id),
+            Some(why) => {
+                tracing::warn!(pod = %id, error = why.chain(), "a pod that failed is not undone yet");
+                self.ctx.index.free(&name, &id);
+                self.state = State::Stopped;
+                self.owed = unpaid;
+                self.try_later(why);
+            }
+        }
+        op.finish(Err(error.within(context)));
+    }
+
+    /// Debts were paid, or not.
+    fn paid(&mut self, unpaid: Vec<Debt>, failures: Vec<Error>) {
+        let context = match &self.state {
+            State::Removing { .. } => "remove pod",
+            _ => "stop pod",
+        };
+        let failure = debts::as_error(format!("{context} {}", self.record.id.short()), failures);
+        self.owed.extend(unpaid);
+        match &failure {
+            Some(why) => {
+                tracing::warn!(pod = %self.record.id, error = why.chain(), "not everything could be given back yet");
+                self.try_later(why.again());
+            }
+            None => self.pause = None,
+        }
+        match std::mem::replace(&mut self.state, State::Stopped) {
+            State::Stopping { op, part: Teardown::Releasing } => {
+                self.publish();
+                op.finish(failure.map_or(Ok(()), Err));
+            }
+            State::Removing { op, part: Removal::Rest } => {
+                if failure.is_none() {
+                    self.gone();
+                }
+                op.finish(failure.map_or(Ok(()), Err));
+            }
+            // paid beside something else
+            other => self.state = other,
+        }
+        // an undone pod ends with its last debt
+        let undone = self.record.intent == PodIntent::Create && matches!(self.state, State::Stopped);
+        if undone && self.owed.is_empty() {
+            self.gone();
+        }
+    }
+
+    fn gone(&mut self) {
+        self.state = State::Gone;
+        self.ctx.index.remove(&self.record.config.name, &self.record.id);
+        self.publish();
+        tracing::info!(pod = %self.record.id, "pod is gone");
+    }
+
+    /// Look again at what was put off.
+    pub(crate) async fn again(&mut self) {
+        for command in std::mem::take(&mut self.later) {
+            match (&self.state, command) {
+                (State::Gone, Command::Pod { answer, .. }) => {
+                    let _ = answer.send(Ok(()));
+                }
+                // a dropped answer tells the caller that the pod is gone
+                (State::Gone, _) => {}
+                (_, command) => Box::pin(self.command(command)).await,
+            }
+        }
+    }
+
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::Told(reply) => self.told(reply).await,
+            Event::Lost => {
+                tracing::error!(pod = %self.record.id, "the pod's monitor is gone; stopping the pod");
+                self.monitor_lost().await;
+                self.stop_lost().await;
+            }
+        }
+        self.again().await;
+    }
+
+    async fn stop_lost(&mut self) {
+        match &mut self.state {
+            State::Stopping { part: Teardown::Killing(monitor), .. } => *monitor = None,
+            State::Ready(_) => self.stop(Operation::unasked()).await,
+            _ => {}
+        }
+    }
+
+    /// The next moment at which something is due.
+    fn next_wake(&self) -> Instant {
+        let far = Instant::now() + Duration::from_secs(3600);
+        let containers = self.containers.values().filter_map(Self::due);
+        self.retry.iter().map(|retry| retry.at).chain(containers).min().unwrap_or(far)
+    }
+
+    async fn wake(&mut self) {
+        let now = Instant::now();
+        self.containers_due(now).await;
+        if self.retry.as_ref().is_none_or(|retry| retry.at > now) {
+            return;
+        }
+        match (&self.state, self.record.intent) {
+            (State::Stopped, PodIntent::Remove) => self.remove(Operation::unasked()).await,
+            (State::Stopped, PodIntent::Create) => {
+                let owed = std::mem::take(&mut self.owed);
+                self.pay(owed);
+            }
+            (State::Stopped, _) => self.stop(Operation::unasked()).await,
+            (State::Ready(_), _) => {
+                let owed = std::mem::take(&mut self.owed);
+                self.pay(owed);
+            }
+            _ => self.retry = None,
+        }
+    }
+
+    /// The monitor, as long as the pod is not being released.
+    pub(crate) fn monitor(&self) -> Option<&Monitor> {
+        match &self.state {
+            State::Ready(monitor) | State::Stopping { part: Teardown::Killing(Some(monitor)), .. } => {
+                Some(monitor)
+            }
+            _ => None,
+        }
+    }
+
+    /// Answer to a request about something that cannot be.
+    pub(crate) fn refuse<T>(answer: Answer<T>, kind: Kind, text: String) {
+        let _ = answer.send(Err(Error::new(kind, text)));
+    }
+
+    /// The id of a request's container, when it has gone.
+    pub(crate) fn answer_gone(request: Request, id: &ContainerId) {
+        let result: Result<()> = match request.ask {
+            Ask::Stop { .. } | Ask::Remove => Ok(()),
+            _ => Err(Error::new(Kind::NotFound, format!("there is no container {id}"))),
+        };
+        let _ = request.answer.send(result);
+    }
+}
+
+/// What the monitor tells next; never, when there is none.
+async fn next_event(state: &mut State) -> Event {
+    match state {
+        State::Ready(monitor) | State::Stopping { part: Teardown::Killing(Some(monitor)), .. } => {
+            monitor.next().await
+        }
+        _ => std::future::pending().await,
+    }
+}

@@ -1,0 +1,404 @@
+//! Setting a pod up.
+//!
+//! ```text
+//! check ─▶ prepare (record with intent `create`, run directory, files, /dev/shm) ─▶ attach network ┐
+//!                                                                   └▶ start monitor ──────────────┴▶ hosts, record
+//! ```
+//!
+//! The network and the monitor are made at the same time (one after the other when there are net.* sysctls, which the monitor
+//! sets in the pod's network namespace). Each thing acquired is on a stack of debts before it is acquired; when a step
+//! fails the whole stack is paid, and what cannot be paid stays owed. The one durable write is the last.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use monitor::protocol::Sandbox;
+use network::{Attached, Attachment};
+use nix::mount::{MsFlags, mount};
+
+use crate::config::{NamespaceMode, PodConfig, Protocol};
+use crate::context::Context;
+use crate::debts::{Debt, blocking};
+use crate::process::{self, Monitor};
+use crate::record::{self, Outlive, PodIntent, PodRecord};
+use crate::step::Step;
+use crate::{Error, Kind, Result};
+
+/// A pod that was set up.
+#[derive(Debug)]
+pub(crate) struct SetUp {
+    pub(crate) record: PodRecord,
+    pub(crate) monitor: Monitor,
+}
+
+/// Everything that a pod may owe, whatever has come of it.
+pub(crate) fn debts(ctx: &Context, record: &PodRecord) -> Vec<Debt> {
+    let id = || record.id.clone();
+    let mut debts = vec![Debt::Monitor(id()), Debt::Shm(id()), Debt::RunDir(id())];
+    if own_network(&record.config) {
+        debts.push(Debt::Network(id()));
+    }
+    if let Some(cgroup) = own_cgroup(ctx, record) {
+        debts.push(Debt::Cgroup(cgroup));
+    }
+    debts
+}
+
+/// The pod's cgroup when it is ours: a parent that the client named is the client's.
+fn own_cgroup(ctx: &Context, record: &PodRecord) -> Option<String> {
+    let ours = default_cgroup(&ctx.settings.cgroup_root, record.id.as_str());
+    (record.cgroup == ours).then_some(ours)
+}
+
+fn default_cgroup(root: &str, id: &str) -> String {
+    format!("{}/{id}", root.trim_end_matches('/'))
+}
+
+/// Whether the pod has a network namespace of its own.
+pub(crate) fn own_network(config: &PodConfig) -> bool {
+    config.namespaces.network != NamespaceMode::Node
+}
+
+/// Whether the pod has an IPC namespace (and a /dev/shm) of its own.
+pub(crate) fn own_ipc(config: &PodConfig) -> bool {
+    config.namespaces.ipc != NamespaceMode::Node
+}
+
+/// The cgroup of a pod: what the client names as parent, or `<root>/<id>`.
+pub(crate) fn cgroup_of(root: &str, config: &PodConfig, id: &str) -> Result<String> {
+    let invalid =
+        |why: &str| Error::new(Kind::Invalid, format!("cgroup parent {:?} {why}", config.cgroup_parent));
+    let parent = config.cgroup_parent.trim_matches('/');
+    if parent.is_empty() {
+        return Ok(default_cgroup(root, id));
+    }
+    if parent.ends_with(".slice") {
+        return Err(invalid("is a systemd slice; this runtime uses the cgroupfs driver"));
+    }
+    if parent.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+        return Err(invalid("is not a plain path"));
+    }
+    Ok(format!("/{parent}"))
+}
+
+/// Refuse what a pod cannot be.
+pub(crate) fn check(config: &PodConfig, handlers: &[String]) -> Result<()> {
+    let security = &config.security;
+    let invalid = |text: &str| Err(Error::new(Kind::Invalid, text));
+    if config.name.name.is_empty() || config.name.uid.is_empty() {
+        return invalid("a pod needs a name and a uid");
+    }
+    if !config.runtime_handler.is_empty() && !handlers.contains(&config.runtime_handler) {
+        let text = format!("runtime handler {:?} is not configured", config.runtime_handler);
+        return Err(Error::new(Kind::Invalid, text));
+    }
+    if security.run_as_group.is_some()
+        && security.run_as_user.is_none()
+        && security.run_as_username.is_empty()
+    {
+        return invalid("run_as_group without run_as_user");
+    }
+    if security.user_namespace {
+        return Err(Error::new(Kind::Unsupported, "user namespaces of pods are not built yet"));
+    }
+    let space = &config.namespaces;
+    if matches!(space.network, NamespaceMode::Container | NamespaceMode::Target(_)) {
+        return invalid("network namespace mode: a pod has POD or NODE");
+    }
+    if matches!(space.ipc, NamespaceMode::Container | NamespaceMode::Target(_)) {
+        return invalid("ipc namespace mode: a pod has POD or NODE");
+    }
+    if matches!(space.pid, NamespaceMode::Target(_)) {
+        return invalid("pid namespace mode TARGET is for containers");
+    }
+    for name in config.sysctls.keys() {
+        check_sysctl(config, name)?;
+    }
+    Ok(())
+}
+
+/// Only sysctls of namespaces that the pod has of its own: the others would change the node.
+fn check_sysctl(config: &PodConfig, name: &str) -> Result<()> {
+    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem"].contains(&name)
+        || name.starts_with("kernel.shm")
+        || name.starts_with("fs.mqueue.");
+    let net = name.starts_with("net.");
+    let uts = ["kernel.domainname"].contains(&name);
+    let refuse = |why: &str| Err(Error::new(Kind::Invalid, format!("sysctl {name}: {why}")));
+    match (net, ipc, uts) {
+        // skipped for host network, see `sysctls`
+        (true, _, _) => Ok(()),
+        (_, true, _) if !own_ipc(config) => refuse("the pod uses the node's IPC namespace"),
+        (_, true, _) => Ok(()),
+        (_, _, true) if !own_network(config) => refuse("the pod uses the node's UTS namespace"),
+        (_, _, true) => Ok(()),
+        _ => refuse("it is not namespaced, so it would change the node"),
+    }
+}
+
+/// Set a pod up. On failure the debts are what may have been acquired.
+pub(crate) async fn set_up(
+    ctx: &Arc<Context>,
+    record: PodRecord,
+    step: &Step,
+) -> std::result::Result<SetUp, (Error, Vec<Debt>)> {
+    let mut owed = debts(ctx, &record);
+    owed.push(Debt::Tree(ctx.paths.pod(&record.id)));
+    run(ctx, record, step).await.map_err(|error| (error, owed))
+}
+
+async fn run(ctx: &Arc<Context>, mut record: PodRecord, step: &Step) -> Result<SetUp> {
+    step.enter("prepare the pod's directory");
+    prepare_blocking(ctx, &record).await?;
+    step.enter("attach the network and start the monitor");
+    let (attached, monitor) = if net_sysctls(&record.config) {
+        let attached = attach(ctx, &record).await?;
+        let netns = attached.as_ref().map(|a| a.netns.clone());
+        (attached, start(ctx, &record, netns).await?)
+    } else {
+        // both run to their end, so that an undo never races with one of them
+        let (attached, monitor) = tokio::join!(attach(ctx, &record), start(ctx, &record, None));
+        (attached?, monitor?)
+    };
+    if let Some(attached) = attached {
+        record.ips = attached.ips;
+        record.netns = Some(attached.netns);
+    }
+    record.intent = PodIntent::Run;
+    step.enter("write the pod's record");
+    let (ctx, kept) = (ctx.clone(), record.clone());
+    let write = move || {
+        write_hosts(&ctx.paths.run_pod(&kept.id), &kept)?;
+        record::write(&ctx.paths.pod(&kept.id), &kept, Outlive::PowerCut)
+    };
+    blocking(write).await.map_err(|e| Error::because(Kind::Internal, "write the pod's record", e))?;
+    Ok(SetUp { record, monitor })
+}
+
+async fn prepare_blocking(ctx: &Arc<Context>, record: &PodRecord) -> Result<()> {
+    let (ctx, record) = (ctx.clone(), record.clone());
+    blocking(move || prepare(&ctx, &record))
+        .await
+        .map_err(|e| Error::because(Kind::Internal, "prepare the pod's directories", e))
+}
+
+/// The record first, then everything that is reachable from it.
+fn prepare(ctx: &Context, record: &PodRecord) -> io::Result<()> {
+    let state = ctx.paths.pod(&record.id);
+    fs::create_dir_all(&state).map_err(|e| named("make", &state, e))?;
+    record::write(&state, record, Outlive::Daemon).map_err(|e| named("write the record in", &state, e))?;
+    let dir = ctx.paths.run_pod(&record.id);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| named("make", &dir, e))?;
+    let config = &record.config;
+    write_file(&dir.join("hostname"), format!("{}\n", hostname(config)).as_bytes())?;
+    write_file(&dir.join("resolv.conf"), &resolv_conf(config))?;
+    if own_ipc(config) {
+        mount_shm(&ctx.paths.shm(&record.id), ctx.settings.shm_size)?;
+    }
+    Ok(())
+}
+
+fn named(what: &str, path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+}
+
+/// Containers bind mount these files, so everybody may read them.
+fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o644).open(path);
+    file.and_then(|mut file| file.write_all(content)).map_err(|e| named("write", path, e))
+}
+
+fn mount_shm(path: &Path, size: u64) -> io::Result<()> {
+    fs::create_dir(path).map_err(|e| named("make", path, e))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let options = format!("mode=1777,size={size}");
+    mount(Some("shm"), path, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(|e| named("mount a tmpfs on", path, e.into()))
+}
+
+/// What the pod calls itself: the node's name when it uses the node's network and names none.
+pub(crate) fn hostname(config: &PodConfig) -> String {
+    if !config.hostname.is_empty() {
+        return config.hostname.clone();
+    }
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The pod's resolv.conf; the node may have none, then it is empty.
+fn resolv_conf(config: &PodConfig) -> Vec<u8> {
+    let Some(dns) = &config.dns else { return fs::read("/etc/resolv.conf").unwrap_or_default() };
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        text += &format!("nameserver {server}\n");
+    }
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
+    text.into_bytes()
+}
+
+fn write_hosts(dir: &Path, record: &PodRecord) -> io::Result<()> {
+    let text = if own_network(&record.config) {
+        hosts(&hostname(&record.config), &record.ips).into_bytes()
+    } else {
+        fs::read("/etc/hosts").unwrap_or_else(|_| hosts(&hostname(&record.config), &[]).into_bytes())
+    };
+    write_file(&dir.join("hosts"), &text)
+}
+
+fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for ip in ips {
+        text += &format!("{ip}\t{hostname}\n");
+    }
+    text
+}
+
+/// Sysctls to set: those of the network make no sense in the node's, where the kubelet refuses them anyway.
+fn sysctls(config: &PodConfig) -> crate::config::Strings {
+    let wanted = |name: &str| own_network(config) || !name.starts_with("net.");
+    config.sysctls.iter().filter(|(name, _)| wanted(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+fn net_sysctls(config: &PodConfig) -> bool {
+    own_network(config) && config.sysctls.keys().any(|name| name.starts_with("net."))
+}
+
+async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::PathBuf>) -> Result<Monitor> {
+    let config = &record.config;
+    let sandbox = Sandbox {
+        version: monitor::protocol::VERSION,
+        hostname: own_network(config).then(|| hostname(config)),
+        ipc: own_ipc(config),
+        pid: config.namespaces.pid == NamespaceMode::Pod,
+        netns,
+        sysctls: sysctls(config),
+    };
+    let dir = ctx.paths.run_pod(&record.id);
+    let text = serde_json::to_vec(&sandbox).map_err(io::Error::from);
+    text.and_then(|text| write_file(&dir.join("sandbox.json"), &text))
+        .map_err(|e| Error::because(Kind::Internal, "write sandbox.json", e))?;
+    process::start(&ctx.program, &dir, &ctx.paths.seccomp(), ctx.settings.monitor_deadline).await
+}
+
+async fn attach(ctx: &Context, record: &PodRecord) -> Result<Option<Attached>> {
+    if !own_network(&record.config) {
+        return Ok(None);
+    }
+    let attached = ctx.network.attach(&attachment(record)).await;
+    let context = || format!("attach pod {} to the network", record.config.name.name);
+    attached.map(Some).map_err(|e| Error::because(Kind::Unavailable, context(), e))
+}
+
+fn attachment(record: &PodRecord) -> Attachment {
+    let config = &record.config;
+    let ports = config.port_mappings.iter().filter(|port| port.host_port != 0);
+    let ports = ports.map(|port| network::PortMapping {
+        protocol: match port.protocol {
+            Protocol::Tcp => network::Protocol::Tcp,
+            Protocol::Udp => network::Protocol::Udp,
+            Protocol::Sctp => network::Protocol::Sctp,
+        },
+        container_port: port.container_port,
+        host_port: port.host_port,
+        host_ip: port.host_ip,
+    });
+    Attachment {
+        pod: record.id.clone(),
+        name: config.name.name.clone(),
+        namespace: config.name.namespace.clone(),
+        uid: config.name.uid.clone(),
+        ports: ports.collect(),
+        cgroup_parent: record.cgroup.clone(),
+        annotations: config.annotations.clone(),
+        dns: config.dns.as_ref().map(|dns| network::Dns {
+            servers: dns.servers.clone(),
+            searches: dns.searches.clone(),
+            options: dns.options.clone(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> PodConfig {
+        serde_json::from_value(serde_json::json!({
+            "name": {"name": "p", "uid": "u", "namespace": "n", "attempt": 0}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn cgroup_parents() {
+        let with = |parent: &str| {
+            let config = PodConfig { cgroup_parent: parent.to_owned(), ..config() };
+            cgroup_of("/corten", &config, "id").map_err(|e| e.kind)
+        };
+        assert_eq!(with(""), Ok("/corten/id".to_owned()));
+        assert_eq!(with("/kubepods/burstable/podx"), Ok("/kubepods/burstable/podx".to_owned()));
+        assert_eq!(with("a/b/"), Ok("/a/b".to_owned()));
+        for bad in ["kubepods-burstable.slice", "/a/b.slice", "/a/../b", "a//b", "./a"] {
+            assert_eq!(with(bad), Err(Kind::Invalid), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sysctls_that_would_change_the_node_are_refused() {
+        let with = |name: &str, edit: fn(&mut PodConfig)| {
+            let mut config = config();
+            config.sysctls = [(name.to_owned(), "1".to_owned())].into();
+            edit(&mut config);
+            check(&config, &[]).is_ok()
+        };
+        assert!(with("net.ipv4.ip_forward", |_| ()));
+        assert!(with("kernel.shm_rmid_forced", |_| ()));
+        assert!(with("fs.mqueue.msg_max", |_| ()));
+        assert!(!with("kernel.shm_rmid_forced", |c| c.namespaces.ipc = NamespaceMode::Node));
+        assert!(!with("vm.swappiness", |_| ()));
+        assert!(!with("kernel.hostname", |_| ()));
+    }
+
+    #[test]
+    fn net_sysctls_are_left_out_with_the_nodes_network() {
+        let mut config = config();
+        config.sysctls =
+            [("net.a".to_owned(), "1".to_owned()), ("kernel.sem".to_owned(), "2".to_owned())].into();
+        assert_eq!(sysctls(&config).len(), 2);
+        config.namespaces.network = NamespaceMode::Node;
+        assert_eq!(sysctls(&config).into_keys().collect::<Vec<_>>(), ["kernel.sem"]);
+    }
+
+    #[test]
+    fn files() {
+        let mut config = config();
+        config.dns = Some(crate::config::Dns {
+            servers: vec!["10.0.0.1".to_owned(), "fd00::1".to_owned()],
+            searches: vec!["a".to_owned(), "b".to_owned()],
+            options: vec!["ndots:5".to_owned()],
+        });
+        let text = String::from_utf8(resolv_conf(&config)).unwrap();
+        assert_eq!(text, "search a b\nnameserver 10.0.0.1\nnameserver fd00::1\noptions ndots:5\n");
+        assert!(hosts("pod", &["10.1.2.3".parse().unwrap()]).ends_with("10.1.2.3\tpod\n"));
+    }
+
+    #[test]
+    fn a_group_without_a_user_is_refused() {
+        let mut config = config();
+        config.security.run_as_group = Some(1);
+        assert_eq!(check(&config, &[]).unwrap_err().kind, Kind::Invalid);
+        config.security.run_as_user = Some(1);
+        check(&config, &[]).unwrap();
+        config.runtime_handler = "kata".to_owned();
+        assert_eq!(check(&config, &["corten".to_owned()]).unwrap_err().kind, Kind::Invalid);
+    }
+}

@@ -1,0 +1,585 @@
+//! The containers of a pod: what its task does with them (the other half of `pod`).
+//!
+//! Stopping. The stop signal goes to init; at the deadline everything in the container's cgroup gets SIGKILL, again
+//! and again until init's end is told. A later stop may only bring the deadline nearer. Whether a signal had any
+//! effect is not known (the kernel drops those for which a PID namespace's init has no handler), so nothing but the
+//! deadline and the end counts.
+
+use std::time::Duration;
+
+use monitor::protocol::{Exit, Known, Reply, Start};
+use nix::libc::SIGKILL;
+use oci::ContainerId;
+use tokio::time::Instant;
+
+use crate::admission::{self, Refusal, Stage, Verb, Verdict};
+use crate::config::{ContainerConfig, NamespaceMode};
+use crate::container::{Ask, Container, Creating, Ending, Live, Request, State};
+use crate::context::now;
+use crate::debts::{Debt, blocking};
+use crate::effects::{self, Done};
+use crate::operation::{Answer, Operation, Retry};
+use crate::pod::{Pod, State as PodState};
+use crate::record::{self, ContainerIntent, ContainerRecord, Ended, Outlive, Progress};
+use crate::step::Step;
+use crate::{Error, Kind, Result, bundle};
+
+/// Pause between two SIGKILLs to what does not end.
+const KILL_AGAIN: Duration = Duration::from_secs(1);
+
+/// After so long those who wait are told that SIGKILL does not help.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Pod {
+    /// CreateContainer.
+    pub(crate) fn create_container(
+        &mut self,
+        config: Box<ContainerConfig>,
+        step: Step,
+        answer: Answer<ContainerId>,
+    ) {
+        let named = |other: &ContainerConfig| other.name == config.name && other.attempt == config.attempt;
+        let making = self.creating.iter().find(|(_, c)| named(&c.config));
+        let making = making.map(|(id, c)| (id.clone(), Stage::Creating, *c.config == *config));
+        let made = self.containers.iter().find(|(_, c)| named(&c.record.config));
+        let existing = making.or(made.map(|(id, c)| (id.clone(), c.stage(), *c.record.config == *config)));
+        let verdict =
+            admission::create(self.stage(), existing.as_ref().map(|(_, stage, same)| (*stage, *same)));
+        match (verdict, existing) {
+            (Verdict::Join, Some((id, ..))) => {
+                if let Some(creating) = self.creating.get_mut(&id) {
+                    creating.op.join(&step, answer);
+                }
+            }
+            (Verdict::AlreadySo, Some((id, ..))) => {
+                let _ = answer.send(Ok(id));
+            }
+            (Verdict::After | Verdict::KillFirst, _) => {
+                self.later.push(crate::pod::Command::Create { config, step, answer });
+            }
+            (Verdict::Refuse(Refusal::Taken), Some((id, ..))) => {
+                let (name, attempt) = (&config.name, config.attempt);
+                let text =
+                    format!("container {name} attempt {attempt} is {id}, which has another configuration");
+                Self::refuse(answer, Kind::Exists, text);
+            }
+            (Verdict::Refuse(_), _) => {
+                let text = format!("pod {} is not ready", self.record.id.short());
+                Self::refuse(answer, Kind::WrongState, text);
+            }
+            _ => self.begin_create(config, step, answer),
+        }
+    }
+
+    fn begin_create(&mut self, config: Box<ContainerConfig>, step: Step, answer: Answer<ContainerId>) {
+        let id = ContainerId::from_random(rand::random());
+        let config: std::sync::Arc<ContainerConfig> = std::sync::Arc::from(config);
+        let Some(monitor) = self.monitor() else {
+            return Self::refuse(answer, Kind::WrongState, "the pod is not ready".to_owned());
+        };
+        let target = match &config.security.namespaces.pid {
+            NamespaceMode::Target(target) => self.live_pid(target),
+            _ => None,
+        };
+        let pod = bundle::Pod {
+            record: self.record.clone(),
+            run_dir: self.ctx.paths.run_pod(&self.record.id),
+            monitor: monitor.pid,
+            target,
+        };
+        let draft = ContainerRecord {
+            version: record::VERSION,
+            id: id.clone(),
+            pod: self.record.id.clone(),
+            config: config.clone(),
+            created_at: now(),
+            image_id: String::new(),
+            image_ref: String::new(),
+            log_path: bundle::log_path(&self.record.config, &config),
+            stop_signal: nix::libc::SIGTERM,
+            user: None,
+            resources: config.resources.clone(),
+            cgroup: format!("{}/{id}", self.record.cgroup),
+            progress: Progress::Created,
+            intent: ContainerIntent::Keep,
+        };
+        let op = Operation::new(step.clone(), answer);
+        self.creating.insert(id, Creating { config, op });
+        self.effects.spawn(effects::create(self.ctx.clone(), pod.into(), draft, step));
+    }
+
+    /// Init of a running container of this pod, by id.
+    fn live_pid(&self, id: &str) -> Option<i32> {
+        let id: ContainerId = id.parse().ok()?;
+        match &self.containers.get(&id)?.state {
+            State::Running(live) | State::Stopping { live, .. } => Some(live.pid),
+            _ => None,
+        }
+    }
+
+    /// A request about one container.
+    pub(crate) async fn request(&mut self, id: &ContainerId, request: Request) {
+        let (pod, link) = (self.stage(), self.monitor().map(|monitor| monitor.link.clone()));
+        let Some(container) = self.containers.get_mut(id) else { return Self::answer_gone(request, id) };
+        let verb = match &request.ask {
+            Ask::Start => Verb::Start,
+            Ask::Stop { .. } => Verb::Stop,
+            Ask::Remove => Verb::Remove,
+            Ask::Update(_) => Verb::Update,
+        };
+        match admission::container(pod, container.stage(), verb, container.answered) {
+            Verdict::AlreadySo => {
+                container.answered = true;
+                let _ = request.answer.send(Ok(()));
+            }
+            Verdict::After => container.later.push(request),
+            Verdict::KillFirst => {
+                container.later.push(request);
+                self.begin_stop(id, Duration::ZERO, Operation::unasked()).await;
+            }
+            Verdict::Refuse(why) => {
+                let text = refusal(container, why);
+                Self::refuse(request.answer, Kind::WrongState, text);
+            }
+            Verdict::Join => self.join(id, request).await,
+            Verdict::Do => match request.ask {
+                Ask::Start => self.begin_start(id, Operation::new(request.step, request.answer)),
+                Ask::Stop { timeout } => {
+                    self.begin_stop(id, timeout, Operation::new(request.step, request.answer)).await;
+                }
+                Ask::Remove => self.begin_remove(id, Operation::new(request.step, request.answer)),
+                Ask::Update(resources) => {
+                    let running = container.stage() == Stage::Running;
+                    let link = link.filter(|_| running);
+                    request.step.enter("change the limits");
+                    let (ctx, id) = (self.ctx.clone(), id.clone());
+                    self.effects.spawn(effects::update(ctx, link, id, resources, request.answer));
+                }
+            },
+        }
+    }
+
+    async fn join(&mut self, id: &ContainerId, request: Request) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if let State::Starting { op, .. } | State::Stopping { op, .. } | State::Removing { op, .. } =
+            &mut container.state
+        {
+            op.join(&request.step, request.answer);
+        }
+        if let Ask::Stop { timeout } = request.ask {
+            self.tighten(id, timeout).await;
+        }
+    }
+
+    fn begin_start(&mut self, id: &ContainerId, op: Operation<()>) {
+        let link = self.monitor().map(|monitor| monitor.link.clone());
+        let (Some(container), Some(link)) = (self.containers.get_mut(id), link) else {
+            return op.finish(Err(Error::new(Kind::WrongState, "the pod is not ready")));
+        };
+        op.step.enter("start the container's init");
+        let record = &container.record;
+        let log = (!record.log_path.as_os_str().is_empty()).then(|| record.log_path.clone());
+        let start = Start {
+            container: id.clone(),
+            bundle: self.ctx.paths.bundle(id),
+            log,
+            stdin: record.config.stdin,
+        };
+        container.state = State::Starting { op, ended: None };
+        self.effects.spawn(effects::start(link, start));
+    }
+
+    /// Ask a running container to end within `timeout`.
+    async fn begin_stop(&mut self, id: &ContainerId, timeout: Duration, op: Operation<()>) {
+        let Some(container) = self.containers.get_mut(id) else { return op.finish(Ok(())) };
+        let State::Running(live) = &container.state else {
+            op.finish(Ok(()));
+            return self.tighten(id, timeout).await;
+        };
+        let (live, signal) = (live.clone(), container.record.stop_signal);
+        op.step.enter("wait for the container to end");
+        container.state =
+            State::Stopping { live, op, ending: Ending::Asked { kill_at: Instant::now() + timeout } };
+        let by = now().saturating_add(i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX));
+        container.record.intent = ContainerIntent::Stop { by };
+        if timeout.is_zero() {
+            return self.kill(id);
+        }
+        self.send_signal(id, signal, false);
+        self.save(id, Outlive::Daemon).await;
+    }
+
+    /// Bring the deadline of a stop nearer.
+    pub(crate) async fn tighten(&mut self, id: &ContainerId, timeout: Duration) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let State::Stopping { ending: Ending::Asked { kill_at }, .. } = &mut container.state else { return };
+        let sooner = Instant::now() + timeout;
+        if sooner >= *kill_at {
+            return;
+        }
+        *kill_at = sooner;
+        if timeout.is_zero() {
+            self.kill(id);
+        }
+    }
+
+    /// SIGKILL for everything in a container.
+    fn kill(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let State::Stopping { ending, op, .. } = &mut container.state else { return };
+        op.step.enter("wait for the killed container to end");
+        let at = Instant::now();
+        let since = if let Ending::Killed { since, .. } = ending { *since } else { at };
+        *ending = Ending::Killed { since, again: at + KILL_AGAIN };
+        self.send_signal(id, SIGKILL, true);
+    }
+
+    fn send_signal(&mut self, id: &ContainerId, signal: i32, all: bool) {
+        if let Some(link) = self.monitor().map(|monitor| monitor.link.clone()) {
+            self.effects.spawn(effects::signal(link, id.clone(), signal, all));
+        }
+    }
+
+    fn begin_remove(&mut self, id: &ContainerId, op: Operation<()>) {
+        let link = self.monitor().map(|monitor| monitor.link.clone());
+        let Some(container) = self.containers.get_mut(id) else { return op.finish(Ok(())) };
+        let ended = match &container.state {
+            State::Exited(ended) => Some(ended.clone()),
+            _ => None,
+        };
+        container.retry = None;
+        container.record.intent = ContainerIntent::Remove;
+        let step = op.step.clone();
+        container.state = State::Removing { op, ended };
+        self.effects.spawn(effects::remove(self.ctx.clone(), link, container.record.clone(), step));
+    }
+
+    /// Remove a container that does not run and whose removal has not just failed.
+    pub(crate) async fn remove_unasked(&mut self, id: &ContainerId) {
+        let ready = self.containers.get(id).is_some_and(|container| {
+            matches!(container.stage(), Stage::Created | Stage::Exited) && container.retry.is_none()
+        });
+        if ready {
+            self.begin_remove(id, Operation::unasked());
+        }
+    }
+
+    /// Kill everything that runs, at once.
+    pub(crate) async fn kill_all(&mut self) {
+        let live: Vec<ContainerId> =
+            self.containers.iter().filter(|(_, c)| c.is_live()).map(|(id, _)| id.clone()).collect();
+        for id in live {
+            match self.containers.get(&id).map(Container::stage) {
+                Some(Stage::Running) => self.begin_stop(&id, Duration::ZERO, Operation::unasked()).await,
+                Some(Stage::Stopping) => self.tighten(&id, Duration::ZERO).await,
+                _ => {}
+            }
+        }
+    }
+
+    /// An effect on a container has come to its end.
+    pub(crate) async fn container_done(&mut self, done: Done) {
+        match done {
+            Done::Created { id, result } => self.created(id, result),
+            Done::Started { id, result } => self.started(&id, result).await,
+            Done::Signalled { id, result } => self.signalled(&id, result),
+            Done::Removed { id, result } => self.removed(&id, result).await,
+            Done::Updated { id, result, resources, answer } => {
+                self.updated(&id, result, *resources, answer).await;
+            }
+            _ => {}
+        }
+    }
+
+    fn created(
+        &mut self,
+        id: ContainerId,
+        result: std::result::Result<Box<ContainerRecord>, (Error, Vec<Debt>)>,
+    ) {
+        let Some(creating) = self.creating.remove(&id) else { return };
+        match result {
+            Ok(record) => {
+                self.ctx.index.add_container(&id, &record.pod);
+                self.containers.insert(id.clone(), Container::new(*record, State::Created));
+                self.publish();
+                creating.op.finish(Ok(id));
+            }
+            Err((error, unpaid)) => {
+                if !unpaid.is_empty() {
+                    self.owed.extend(unpaid);
+                    self.retry.get_or_insert_with(|| Retry::after(error.again(), None));
+                }
+                creating.op.finish(Err(error.within(format!("create container {}", creating.config.name))));
+            }
+        }
+    }
+
+    async fn started(&mut self, id: &ContainerId, result: Result<Known>) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if !matches!(container.state, State::Starting { .. }) {
+            return;
+        }
+        let State::Starting { op, ended } = std::mem::replace(&mut container.state, State::Created) else {
+            return;
+        };
+        match result {
+            Ok(known) => {
+                let live = Live { pid: known.pid, started_at: known.started_at };
+                container.record.progress = Progress::Started { started_at: known.started_at };
+                container.state = State::Running(live);
+                if let Some(exit) = ended.or(known.exit) {
+                    let _ = container;
+                    self.end(id, &exit);
+                }
+                self.publish();
+                op.finish(Ok(()));
+            }
+            Err(error) => {
+                tracing::info!(container = %id, error = error.chain(), "container did not start");
+                let ended = Ended::not_started(error.chain());
+                container.record.progress = Progress::Exited(ended.clone());
+                container.state = State::Exited(ended);
+                self.publish();
+                op.finish(Err(error.within(format!("start container {}", id.short()))));
+            }
+        }
+        self.save(id, Outlive::Daemon).await;
+        self.ask_again(id).await;
+    }
+
+    /// A signal did not arrive: when it was a kill, it is sent again, so this is only noted.
+    fn signalled(&mut self, id: &ContainerId, result: Result<()>) {
+        if let Err(error) = result
+            && self.containers.get(id).is_some_and(Container::is_live)
+        {
+            tracing::warn!(container = %id, error = error.chain(), "a signal could not be sent");
+        }
+    }
+
+    async fn removed(&mut self, id: &ContainerId, result: Result<()>) {
+        let Some(mut container) = self.containers.remove(id) else { return };
+        let State::Removing { op, ended } = container.state else {
+            self.containers.insert(id.clone(), container);
+            return;
+        };
+        match result {
+            Ok(()) => {
+                self.ctx.index.remove_container(id);
+                self.ctx.sizes.forget(id);
+                self.publish();
+                op.finish(Ok(()));
+                for request in container.later {
+                    Self::answer_gone(request, id);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(container = %id, error = error.chain(), "container is not removed yet");
+                op.finish(Err(error.again()));
+                let before = container.retry.take().map(|retry| retry.pause());
+                container.retry = Some(Retry::after(error, before));
+                container.state = ended.map_or(State::Created, State::Exited);
+                self.containers.insert(id.clone(), container);
+                self.ask_again(id).await;
+            }
+        }
+    }
+
+    async fn updated(
+        &mut self,
+        id: &ContainerId,
+        result: Result<()>,
+        resources: crate::config::Resources,
+        answer: Answer<()>,
+    ) {
+        if result.is_ok()
+            && let Some(container) = self.containers.get_mut(id)
+        {
+            container.record.resources = bundle::resources::merge(&container.record.resources, &resources);
+            self.save(id, Outlive::Daemon).await;
+            self.publish();
+        }
+        let _ = answer
+            .send(result.map_err(|e| e.within(format!("change the limits of container {}", id.short()))));
+    }
+
+    /// The monitor told something by itself.
+    pub(crate) async fn told(&mut self, reply: Reply) {
+        match reply {
+            Reply::Exited { container, exit } => self.exited(&container, &exit).await,
+            Reply::State { containers, .. } => {
+                for known in containers {
+                    if let Some(exit) = &known.exit {
+                        self.exited(&known.container, exit).await;
+                    }
+                }
+            }
+            other => tracing::warn!(pod = %self.record.id, ?other, "the monitor's watch told something else"),
+        }
+    }
+
+    async fn exited(&mut self, id: &ContainerId, exit: &Exit) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        match &mut container.state {
+            State::Starting { ended, .. } => *ended = Some(exit.clone()),
+            State::Running(_) | State::Stopping { .. } => {
+                let op = self.end(id, exit);
+                self.publish();
+                if let Some(op) = op {
+                    op.finish(Ok(()));
+                }
+                self.save(id, Outlive::PowerCut).await;
+                self.ask_again(id).await;
+            }
+            _ => {}
+        }
+    }
+
+    /// Note how a container ended; those who wait for a stop come back.
+    fn end(&mut self, id: &ContainerId, exit: &Exit) -> Option<Operation<()>> {
+        let container = self.containers.get_mut(id)?;
+        let started_at = match &container.state {
+            State::Running(live) | State::Stopping { live, .. } => live.started_at,
+            _ => return None,
+        };
+        let ended = Ended::of(started_at, exit);
+        tracing::info!(container = %id, code = ended.exit_code, reason = ended.reason, "container ended");
+        container.record.progress = Progress::Exited(ended.clone());
+        if matches!(container.record.intent, ContainerIntent::Stop { .. }) {
+            container.record.intent = ContainerIntent::Keep;
+        }
+        match std::mem::replace(&mut container.state, State::Exited(ended)) {
+            State::Stopping { op, .. } => Some(op),
+            _ => None,
+        }
+    }
+
+    /// The monitor is gone: what it wrote down counts, the rest is killed and its end unseen.
+    pub(crate) async fn monitor_lost(&mut self) {
+        let dir = self.ctx.paths.run_pod(&self.record.id);
+        let live: Vec<ContainerId> =
+            self.containers.iter().filter(|(_, c)| c.is_live()).map(|(id, _)| id.clone()).collect();
+        for id in live {
+            if let Ok(Some(found)) = monitor::record::read_exit(&dir, &id) {
+                self.exited(&id, &found.exit).await;
+            }
+            let Some(container) = self.containers.get_mut(&id) else { continue };
+            if !matches!(container.state, State::Running(_) | State::Stopping { .. }) {
+                continue;
+            }
+            let cgroup = sys::cgroup::Cgroup::new(container.record.cgroup.clone());
+            if let Err(error) = blocking(move || cgroup.kill()).await {
+                tracing::warn!(container = %id, %error, "what the monitor left could not be killed");
+            }
+            self.unseen(&id).await;
+        }
+    }
+
+    async fn unseen(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let started_at = match &container.state {
+            State::Running(live) | State::Stopping { live, .. } => live.started_at,
+            _ => return,
+        };
+        let ended = Ended::unseen(started_at, "its monitor was killed");
+        container.record.progress = Progress::Exited(ended.clone());
+        if let State::Stopping { op, .. } = std::mem::replace(&mut container.state, State::Exited(ended)) {
+            op.finish(Ok(()));
+        }
+        self.save(id, Outlive::PowerCut).await;
+        self.ask_again(id).await;
+    }
+
+    /// Look again at the requests that were put off.
+    pub(crate) async fn ask_again(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        for request in std::mem::take(&mut container.later) {
+            Box::pin(self.request(id, request)).await;
+        }
+    }
+
+    /// Write a container's record. When the disk refuses, the daemon still knows.
+    async fn save(&mut self, id: &ContainerId, outlive: Outlive) {
+        let Some(container) = self.containers.get(id) else { return };
+        let (dir, record) = (self.ctx.paths.container(id), container.record.clone());
+        if let Err(error) = blocking(move || record::write(&dir, &record, outlive)).await {
+            tracing::warn!(container = %id, %error, "the container's record could not be written");
+        }
+    }
+
+    /// When a container is next to be looked at.
+    pub(crate) fn due(container: &Container) -> Option<Instant> {
+        match &container.state {
+            State::Stopping { ending: Ending::Asked { kill_at }, .. } => Some(*kill_at),
+            State::Stopping { ending: Ending::Killed { again, .. }, .. } => Some(*again),
+            State::Created | State::Exited(_) => container.retry.as_ref().map(|retry| retry.at),
+            _ => None,
+        }
+    }
+
+    /// Kill, kill again, remove again: what is due.
+    pub(crate) async fn containers_due(&mut self, now: Instant) {
+        let due = |container: &Container| Self::due(container).is_some_and(|at| at <= now);
+        let ids: Vec<ContainerId> =
+            self.containers.iter().filter(|(_, c)| due(c)).map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            let Some(container) = self.containers.get_mut(&id) else { continue };
+            if container.stage() == Stage::Stopping {
+                self.kill(&id);
+                self.complain(&id, now);
+            } else if let Some(retry) = container.retry.take() {
+                let pause = retry.pause();
+                self.begin_remove(&id, Operation::unasked());
+                // so that the next pause is longer
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.retry = Some(Retry::after(retry.why, Some(pause)));
+                }
+            }
+        }
+    }
+
+    /// Those who wait for what SIGKILL does not end are told so.
+    fn complain(&mut self, id: &ContainerId, now: Instant) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let State::Stopping { live, op, ending: Ending::Killed { since, .. } } = &mut container.state else {
+            return;
+        };
+        if now.duration_since(*since) < KILL_PATIENCE {
+            return;
+        }
+        let text = format!(
+            "container {} still runs {} s after SIGKILL: process {} is {}",
+            id.short(),
+            now.duration_since(*since).as_secs(),
+            live.pid,
+            condition(live.pid)
+        );
+        let error = Error::new(Kind::Deadline, text);
+        op.tell(&error);
+        for request in container.later.extract_if(.., |r| matches!(r.ask, Ask::Remove | Ask::Stop { .. })) {
+            let _ = request.answer.send(Err(error.again()));
+        }
+        if let PodState::Stopping { op, .. } = &mut self.state {
+            op.tell(&error);
+        }
+    }
+}
+
+/// State letter and wait channel of a process, for people.
+fn condition(pid: i32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?');
+    let channel = std::fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    format!("in state {state}, waiting in {channel:?}")
+}
+
+fn refusal(container: &Container, why: Refusal) -> String {
+    let id = container.record.id.short();
+    match why {
+        Refusal::PodNotReady => format!("container {id}: its pod is not ready"),
+        Refusal::HasRun => format!("container {id} has run before"),
+        Refusal::Ending => format!("container {id} is being stopped"),
+        Refusal::NotRunning => format!("container {id} does not run"),
+        Refusal::BeingRemoved => format!("container {id} is being removed"),
+        Refusal::Taken | Refusal::TakenByStopped => format!("container {id} has this identity"),
+    }
+}
