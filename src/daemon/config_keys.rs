@@ -203,9 +203,9 @@ pub(crate) const KEYS: &[Key] = &[
         section: "image",
         name: "certs_dirs",
         kind: Kind::Paths,
-        default: r#"["/etc/corten/certs.d", "/etc/containerd/certs.d"]"#,
+        default: r#"["/etc/corten/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"]"#,
         doc: "Where <registry host>/hosts.toml is looked for (mirrors, certificate authorities);\n\
-              the first directory that has the host wins.",
+              the first directory that has the host counts.",
     },
     Key {
         section: "image",
@@ -226,7 +226,8 @@ pub(crate) const KEYS: &[Key] = &[
         name: "pinned",
         kind: Kind::Texts,
         default: "[]",
-        doc: "Image references that the kubelet's garbage collection must leave alone.",
+        doc: "Image references that the kubelet's garbage collection must leave alone; \"registry/name*\" stands for\n\
+              all that begin so.",
     },
     Key {
         section: "network",
