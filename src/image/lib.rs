@@ -1,1 +1,47 @@
 //! Images: distribution client, layer store, unpacking, garbage collection.
+//!
+//! [`Store`] is all that others see. Inside, from the network to the disk:
+//!
+//! | modules | what |
+//! |---|---|
+//! | `pull` | one pull: resolve, layers, publish |
+//! | `hosts`, `tls`, `auth`, `challenge`, `token`, `failure`, `remote`, `download` | who serves a registry, how to ask, and to ask again |
+//! | `manifest`, `hash` | documents and digests |
+//! | `layer`, `tar`, `pax`, `extract` | a blob becomes a directory |
+//! | `skeleton`, `view`, `users` | what a stack of layers shows |
+//! | `store`, `layout`, `record`, `recover` | what is here, on disk and in memory |
+//!
+//! Async code asks the network; everything that touches layers or records runs on blocking threads.
+
+#![forbid(unsafe_code)]
+
+mod auth;
+mod challenge;
+mod download;
+mod error;
+mod extract;
+mod failure;
+mod hash;
+mod hosts;
+mod layer;
+mod layout;
+mod manifest;
+mod pax;
+mod pull;
+mod record;
+mod recover;
+mod remote;
+mod settings;
+mod skeleton;
+mod store;
+mod tar;
+mod tls;
+mod token;
+pub mod users;
+mod view;
+
+pub use auth::Auth;
+pub use error::{Error, Kind, Result};
+pub use manifest::ImageConfig;
+pub use settings::Settings;
+pub use store::{Image, ImageId, Rootfs, Store, Usage};
