@@ -133,7 +133,8 @@ async fn watched<T>(changes: bool, slow: Duration, work: impl Future<Output = Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use std::io;
+    use std::sync::{Arc, Mutex};
     use tokio::sync::Semaphore;
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -155,6 +156,54 @@ mod tests {
         go.add_permits(1);
         let finished = tokio::time::timeout(Duration::from_secs(10), done.acquire()).await;
         finished.expect("the work ends").unwrap().forget();
+    }
+
+    /// What was logged, as text.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn text(&self) -> String {
+            String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        }
+    }
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_call_says_where_it_is_and_whose_it_is() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let seen = log.clone();
+        let call = change!("StopContainer", container = "3f").run(Duration::from_millis(1), async move {
+            while !seen.text().contains("call takes long") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            note("name", "web");
+            Err::<(), _>(Error::new(Kind::WrongState, "not running"))
+        });
+        let answer = tokio::time::timeout(Duration::from_secs(10), call).await.expect("it is said");
+        assert_eq!(answer.unwrap_err().code(), tonic::Code::FailedPrecondition);
+        let text = log.text();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(
+            lines[0].contains(r#"rpc="StopContainer""#) && lines[0].contains(r#"container="3f""#),
+            "{text}"
+        );
+        assert!(lines[0].contains(r#"step="queued""#), "{text}");
+        assert!(lines[1].contains(r#"name="web""#) && lines[1].contains("error=not running"), "{text}");
+        assert_eq!(lines.len(), 2, "an error is logged once: {text}");
     }
 
     #[tokio::test]

@@ -1,4 +1,8 @@
 //! The server: both services on one listening Unix socket.
+//!
+//! Known limit: the HTTP/2 library resets streams whose `:authority` is a socket path. kubelet, crictl and all users of
+//! Kubernetes' own client send `localhost`; a client on gRPC's C core (Python, C++) must be given
+//! `grpc.default_authority`.
 
 use std::future::Future;
 use std::sync::Arc;
