@@ -5,9 +5,12 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use network::{Attachment, BridgeNetwork, Network, Settings, default_conflist};
 
@@ -30,7 +33,7 @@ pub fn private(name: &str) -> bool {
     let status = Command::new("unshare")
         .args(["--net", "--mount", "--propagation", "private"])
         .arg(exe)
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"])
         .env(MARK, "1")
         .status()
         .unwrap();
@@ -132,10 +135,12 @@ impl Node {
     }
 }
 
-/// A pod without wishes.
+/// A pod without wishes. Its id is of this process: plugins are found by it, and other tests run beside this one.
 pub fn pod(number: u8) -> Attachment {
+    let mut bytes = [number; 32];
+    bytes[..4].copy_from_slice(&std::process::id().to_be_bytes());
     Attachment {
-        pod: oci::PodId::from_random([number; 32]),
+        pod: oci::PodId::from_random(bytes),
         name: format!("pod-{number}"),
         namespace: "default".to_owned(),
         uid: format!("uid-{number}"),
@@ -162,6 +167,51 @@ pub fn outside() -> PathBuf {
         ip(&format!("{prefix}-6 addr add 2001:db8::{host}/64 dev wan nodad"));
         ip(&format!("{prefix}link set wan up"));
     }
+    path
+}
+
+/// Our plugin as a runtime calls it.
+pub struct Plugin {
+    pub config: Value,
+}
+
+impl Plugin {
+    /// The answer of a verb: the object it printed, and whether it succeeded.
+    pub fn call(&self, verb: &str, container: &str, netns: &Path) -> Result<Value, Value> {
+        let child = self.start(verb, container, netns);
+        let output = child.wait_with_output().unwrap();
+        let value = match output.stdout.is_empty() {
+            true => Value::Null,
+            false => serde_json::from_slice(&output.stdout).unwrap(),
+        };
+        if output.status.success() { Ok(value) } else { Err(value) }
+    }
+
+    /// Starts a verb.
+    pub fn start(&self, verb: &str, container: &str, netns: &Path) -> Child {
+        let mut child = Command::new(bridge_program())
+            .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", container), ("CNI_IFNAME", "eth0")])
+            .env("CNI_NETNS", netns)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = child.stdin.take().unwrap().write_all(self.config.to_string().as_bytes());
+        child
+    }
+
+    /// With one key of the configuration replaced.
+    pub fn with(&self, key: &str, value: Value) -> Plugin {
+        let mut config = self.config.clone();
+        config[key] = value;
+        Plugin { config }
+    }
+}
+
+/// A fresh namespace `/run/netns/<name>`.
+pub fn netns(name: &str) -> PathBuf {
+    let path = Path::new("/run/netns").join(name);
+    sys::netns::pin(&path).unwrap();
     path
 }
 

@@ -1,0 +1,338 @@
+//! `corten-bridge` by itself, called as any runtime calls it.
+
+mod scene;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use scene::{Plugin, ip, must, netns, private};
+use serde_json::{Value, json};
+
+/// A plugin with room for three pods, its data in a scratch directory.
+fn small(dir: &Path) -> Plugin {
+    let subnets = json!([{"subnet": "10.9.0.0/29", "rangeStart": "10.9.0.2", "rangeEnd": "10.9.0.4"},
+                         {"subnet": "fd00:9::/64"}]);
+    Plugin {
+        config: json!({"cniVersion": "1.1.0", "name": "small", "type": "corten-bridge", "bridge": "corten9",
+                       "subnets": subnets, "dataDir": dir}),
+    }
+}
+
+fn address(result: &Value) -> String {
+    result["ips"][0]["address"].as_str().unwrap_or_default().to_owned()
+}
+
+/// With nothing valid, everything goes.
+fn clean_up(plugin: &Plugin, dir: &Path) {
+    plugin.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
+    let links = ip("link");
+    assert!(!links.contains("corten9") && !links.contains(": cb"), "{links}");
+    let rules = must(Command::new("nft").args(["list", "ruleset"]));
+    assert!(!rules.contains("corten"), "{rules}");
+    assert!(!dir.exists());
+}
+
+#[test]
+fn results_have_the_form_of_each_version() {
+    if !private("results_have_the_form_of_each_version") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ns = netns("a");
+    let versions = small(&dir).call("VERSION", "", Path::new("")).unwrap();
+    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        assert!(versions["supportedVersions"].as_array().unwrap().contains(&json!(version)));
+        let plugin = small(&dir).with("cniVersion", json!(version));
+        let result = plugin.call("ADD", "c1", &ns).unwrap();
+        assert_eq!(result["cniVersion"], version);
+        let old = version.starts_with('0');
+        assert_eq!(result["ips"][0]["version"] == "4" && result["ips"][1]["version"] == "6", old, "{result}");
+        assert_eq!(result["interfaces"][2]["mtu"].is_u64(), version == "1.1.0");
+        assert_eq!(result["interfaces"][2]["sandbox"], ns.to_str().unwrap());
+        assert_eq!(result["ips"][0]["gateway"], "10.9.0.1");
+        plugin.call("DEL", "c1", &ns).unwrap();
+    }
+    let error = small(&dir).with("cniVersion", json!("2.0.0")).call("ADD", "c1", &ns).unwrap_err();
+    assert_eq!(error["code"], 1);
+    clean_up(&small(&dir), &dir);
+}
+
+#[test]
+fn wrong_configurations_are_refused_by_name() {
+    if !private("wrong_configurations_are_refused_by_name") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ns = netns("a");
+    let cases = [
+        ("ipam", json!({"type": "host-local"}), "ipam"),
+        ("brigde", json!("x"), "brigde"),
+        ("bridge", json!("a-name-that-is-too-long"), "a-name-that-is-too-long"),
+        ("subnets", json!([]), "subnets"),
+        ("subnets", json!([{"subnet": "10.0.0.0/33"}]), "10.0.0.0/33"),
+        ("subnets", json!([{"subnet": "10.0.0.0/8"}, {"subnet": "11.0.0.0/8"}]), "more than one"),
+        ("subnets", json!([{"subnet": "10.0.0.0/31"}]), "no room"),
+        ("subnets", json!([{"subnet": "10.0.0.0/24", "gateway": "10.1.0.1"}]), "10.1.0.1"),
+        (
+            "subnets",
+            json!([{"subnet": "10.0.0.0/24", "rangeStart": "10.0.0.9", "rangeEnd": "10.0.0.8"}]),
+            "comes after",
+        ),
+        ("ipMasq", json!("maybe"), "maybe"),
+        ("name", json!("../../etc"), "../../etc"),
+        ("firewall", json!("pf"), "pf"),
+        (
+            "runtimeConfig",
+            json!({"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "icmp"}]}),
+            "icmp",
+        ),
+        ("runtimeConfig", json!({"ips": ["192.0.2.1/24"]}), "192.0.2.1"),
+    ];
+    for (key, value, expected) in cases {
+        let error = small(&dir).with(key, value).call("ADD", "c1", &ns).unwrap_err();
+        let text = format!("{} {}", error["msg"], error["details"]);
+        assert!(text.contains(expected), "{key}: {text}");
+    }
+    let error = small(&dir).call("ADD", "../evil", &ns).unwrap_err();
+    assert_eq!(error["code"], 4);
+    let error = small(&dir).call("ADD", "c1", Path::new("/run/netns/absent")).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("/run/netns/absent"), "{error}");
+    assert!(!ip("link").contains("corten9"));
+}
+
+#[test]
+fn addresses_run_out_come_back_and_rest_while_their_link_exists() {
+    if !private("addresses_run_out_come_back_and_rest_while_their_link_exists") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let plugin = small(&dir);
+    let spaces: Vec<_> = ["a", "b", "c", "d"].map(netns).into();
+    let given: BTreeSet<String> =
+        (0..3).map(|n| address(&plugin.call("ADD", &format!("c{n}"), &spaces[n]).unwrap())).collect();
+    assert_eq!(given.into_iter().collect::<Vec<_>>(), ["10.9.0.2/29", "10.9.0.3/29", "10.9.0.4/29"]);
+    let error = plugin.call("ADD", "c3", &spaces[3]).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("no address is left in 10.9.0.0/29"), "{error}");
+    assert_eq!(plugin.call("STATUS", "", Path::new("")).unwrap_err()["code"], 50);
+    // nothing of the failed one is left, its IPv6 address neither
+    assert!(
+        !std::fs::read_dir(dir.join("small/addresses"))
+            .unwrap()
+            .flatten()
+            .any(|e| { e.file_name().to_string_lossy().contains("=c3=") })
+    );
+    // an address that is let go while its link lives is not given out
+    let going = plugin.with("runtimeConfig", json!({"io.corten.netns-ends": true}));
+    going.call("DEL", "c1", &spaces[1]).unwrap();
+    assert!(plugin.call("ADD", "c3", &spaces[3]).is_err());
+    sys::netns::unpin(&spaces[1]).unwrap();
+    scene::eventually("the address is free when its link is gone", || {
+        plugin.call("ADD", "c3", &spaces[3]).is_ok_and(|result| address(&result) == "10.9.0.3/29")
+    });
+    // without that promise the link goes at once
+    plugin.call("DEL", "c0", &spaces[0]).unwrap();
+    assert!(!scene::inside(&spaces[0], || ip("link")).contains("eth0"));
+    // a wanted address
+    let wanting = |ip: &str| plugin.with("runtimeConfig", json!({"ips": [ip]}));
+    let error = wanting("10.9.0.4").call("ADD", "c0", &spaces[0]).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("10.9.0.4 is held by container c2"), "{error}");
+    assert_eq!(address(&wanting("10.9.0.2/29").call("ADD", "c0", &spaces[0]).unwrap()), "10.9.0.2/29");
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn verbs_can_be_repeated_and_need_no_namespace() {
+    if !private("verbs_can_be_repeated_and_need_no_namespace") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]});
+    let plugin = small(&dir).with("runtimeConfig", ports);
+    let ns = netns("a");
+    plugin.call("DEL", "c1", &ns).unwrap();
+    let first = plugin.call("ADD", "c1", &ns).unwrap();
+    let second = plugin.call("ADD", "c1", &ns).unwrap();
+    assert_eq!(first["ips"], second["ips"]);
+    plugin.with("prevResult", second).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", Path::new("")).unwrap();
+    plugin.call("DEL", "c1", Path::new("/run/netns/never")).unwrap();
+    assert!(!must(Command::new("nft").args(["list", "ruleset"])).contains("8080"));
+    assert!(ip("link").contains("corten9"), "DEL leaves the bridge for the next pod");
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn check_notices_what_is_missing() {
+    if !private("check_notices_what_is_missing") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]});
+    let plugin = small(&dir).with("runtimeConfig", ports);
+    let ns = netns("a");
+    let damages: [(&str, &str, bool); 6] = [
+        ("ip addr flush dev eth0", "is not on link eth0", true),
+        ("ip route del default", "no route to 0.0.0.0/0", true),
+        ("ip link set eth0 down", "link eth0 of the pod is down", true),
+        ("ip addr flush dev corten9", "has lost its address 10.9.0.1", false),
+        ("nft flush map inet corten-small any4", "host port 8080/tcp does not lead to 10.9.0", false),
+        ("nft flush ruleset", "firewall rules of network small are gone", false),
+    ];
+    for (damage, expected, inside) in damages {
+        let result = plugin.call("ADD", "c1", &ns).unwrap();
+        let checking = plugin.with("prevResult", result);
+        checking.call("CHECK", "c1", &ns).unwrap();
+        let run = || {
+            let words: Vec<&str> = damage.split(' ').collect();
+            must(Command::new(words[0]).args(&words[1..]))
+        };
+        let _ = if inside { scene::inside(&ns, run) } else { run() };
+        let error = checking.call("CHECK", "c1", &ns).unwrap_err();
+        assert!(error["msg"].as_str().unwrap().contains(expected), "{damage}: {error}");
+        plugin.call("DEL", "c1", &ns).unwrap();
+    }
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn flushed_rules_come_back_with_the_next_pod() {
+    if !private("flushed_rules_come_back_with_the_next_pod") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let (a, b) = (netns("a"), netns("b"));
+    let mapped = small(&dir).with("runtimeConfig", ports);
+    let result = mapped.call("ADD", "c1", &a).unwrap();
+    must(Command::new("nft").args(["flush", "ruleset"]));
+    small(&dir).call("ADD", "c2", &b).unwrap();
+    mapped.with("prevResult", result).call("CHECK", "c1", &a).unwrap();
+    clean_up(&small(&dir), &dir);
+}
+
+#[test]
+fn gc_keeps_what_is_valid() {
+    if !private("gc_keeps_what_is_valid") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let plugin = small(&dir);
+    let spaces = ["a", "b", "c"].map(netns);
+    let kept = plugin.call("ADD", "c0", &spaces[0]).unwrap();
+    plugin.call("ADD", "c1", &spaces[1]).unwrap();
+    plugin.call("ADD", "c2", &spaces[2]).unwrap();
+    plugin
+        .with("runtimeConfig", json!({"io.corten.netns-ends": true}))
+        .call("DEL", "c2", &spaces[2])
+        .unwrap();
+    let valid = json!([{"containerID": "c0", "ifname": "eth0"}]);
+    plugin.with("cni.dev/valid-attachments", valid).call("GC", "", Path::new("")).unwrap();
+    plugin.with("prevResult", kept).call("CHECK", "c0", &spaces[0]).unwrap();
+    for ns in &spaces[1..] {
+        assert!(!scene::inside(ns, || ip("link")).contains("eth0"));
+    }
+    let names = std::fs::read_dir(dir.join("small/addresses")).unwrap().flatten().map(|e| e.file_name());
+    let held: Vec<_> = names.filter(|n| n.to_string_lossy().contains(['=', '~'])).collect();
+    assert_eq!(held.len(), 2, "{held:?}");
+    assert!(plugin.call("GC", "", Path::new("")).is_err(), "GC without a list must not remove anything");
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn twenty_at_once_get_addresses_of_their_own() {
+    if !private("twenty_at_once_get_addresses_of_their_own") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let subnets = json!([{"subnet": "10.9.0.0/24"}, {"subnet": "fd00:9::/64"}]);
+    let plugin = small(&dir).with("subnets", subnets);
+    let ports = |n: usize| json!({"portMappings": [{"hostPort": 8000 + n, "containerPort": 80}]});
+    let spaces: Vec<_> = (0..20).map(|n| netns(&format!("n{n}"))).collect();
+    let started: Vec<_> = spaces
+        .iter()
+        .enumerate()
+        .map(|(n, ns)| plugin.with("runtimeConfig", ports(n)).start("ADD", &format!("c{n}"), ns))
+        .collect();
+    let results = started.into_iter().map(|child| child.wait_with_output().unwrap());
+    let results: Vec<Value> = results.map(|out| serde_json::from_slice(&out.stdout).unwrap()).collect();
+    let addresses: BTreeSet<String> = results.iter().map(address).collect();
+    assert_eq!(addresses.len(), 20, "{results:?}");
+    for (n, result) in results.into_iter().enumerate() {
+        plugin.with("prevResult", result).call("CHECK", &format!("c{n}"), &spaces[n]).unwrap();
+    }
+    let started = (0..20).map(|n| plugin.start("DEL", &format!("c{n}"), &spaces[n])).collect::<Vec<_>>();
+    for child in started {
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_nothing_that_del_does_not_find() {
+    if !private("a_kill_at_any_moment_leaves_nothing_that_del_does_not_find") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]});
+    let plugin = small(&dir).with("runtimeConfig", ports);
+    let ns = netns("a");
+    for round in 0..60 {
+        for verb in ["ADD", "DEL"] {
+            let mut child = plugin.start(verb, "c1", &ns);
+            std::thread::sleep(Duration::from_micros(250 * round));
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+        if round % 3 == 0 {
+            let result = plugin.call("ADD", "c1", &ns).unwrap();
+            plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+        }
+        plugin.call("DEL", "c1", &ns).unwrap();
+        let names = std::fs::read_dir(dir.join("small/addresses")).unwrap().flatten().map(|e| e.file_name());
+        let held: Vec<_> = names.filter(|n| n.to_string_lossy().contains(['=', '~'])).collect();
+        assert!(held.is_empty(), "round {round}: {held:?}");
+        assert!(!ip("link").contains(": cb"), "round {round}");
+    }
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn without_a_firewall_program_only_what_needs_one_is_refused() {
+    if !private("without_a_firewall_program_only_what_needs_one_is_refused") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ns = netns("a");
+    for program in ["nft", "iptables-restore", "iptables-legacy-restore"] {
+        for path in ["/usr/sbin", "/sbin", "/usr/bin"].map(|dir| format!("{dir}/{program}")) {
+            if Path::new(&path).is_file() {
+                must(Command::new("mount").args(["--bind", "/dev/null", &path]));
+            }
+        }
+    }
+    let plugin = small(&dir);
+    let error = plugin.call("ADD", "c1", &ns).unwrap_err();
+    assert!(error["msg"].as_str().unwrap().contains("neither nft"), "{error}");
+    assert_eq!(plugin.call("STATUS", "", Path::new("")).unwrap_err()["code"], 50);
+    let optional = plugin.with("ipMasq", json!("optional"));
+    optional.call("STATUS", "", Path::new("")).unwrap();
+    optional.call("ADD", "c1", &ns).unwrap();
+    optional.call("DEL", "c1", &ns).unwrap();
+    let off = plugin.with("ipMasq", json!(false));
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    assert!(off.with("runtimeConfig", ports).call("ADD", "c1", &ns).is_err());
+    off.call("ADD", "c1", &ns).unwrap();
+    off.call("DEL", "c1", &ns).unwrap();
+}

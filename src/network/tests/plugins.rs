@@ -1,0 +1,371 @@
+//! Chains of plugins that are shell scripts, well-behaved and not.
+
+mod scene;
+
+use std::time::{Duration, Instant};
+
+use network::{Dns, Kind, Network, PortMapping, Protocol};
+use scene::{Node, pod, private, runtime};
+use serde_json::{Value, json};
+
+/// A script's line that answers ADD with an address and leaves its input in `$DIR/<name>.<verb>`.
+fn recorder(node: &Node, name: &str, address: &str) {
+    let dir = node.root.path().display();
+    let result = json!({"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "x"}],
+                        "ips": [{"address": address, "interface": 0}]});
+    let body = format!(
+        "cat > {dir}/{name}.$CNI_COMMAND\nenv | grep ^CNI_ | sort > {dir}/{name}.$CNI_COMMAND.env\n\
+         echo {name} $CNI_COMMAND >> {dir}/calls\n[ $CNI_COMMAND = ADD ] && echo '{result}' || true"
+    );
+    node.script(name, &body);
+}
+
+fn calls(node: &Node) -> Vec<String> {
+    let text = std::fs::read_to_string(node.path("calls")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn input(node: &Node, name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(node.path(name)).unwrap()).unwrap()
+}
+
+fn chain(version: &str, types: &[&str]) -> String {
+    let plugins: Vec<Value> = types
+        .iter()
+        .map(|t| json!({"type": t, "capabilities": {"portMappings": true, "bandwidth": true, "dns": false}}))
+        .collect();
+    json!({"cniVersion": version, "name": "fake", "plugins": plugins}).to_string()
+}
+
+#[test]
+fn a_chain_passes_results_and_capabilities_on() {
+    if !private("a_chain_passes_results_and_capabilities_on") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "first", "10.1.0.2/24");
+    recorder(&node, "second", "10.1.0.3/24");
+    node.configure("a.conflist", &chain("1.0.0", &["first", "second"]));
+    let mut pod = pod(1);
+    pod.ports =
+        vec![PortMapping { protocol: Protocol::Udp, container_port: 53, host_port: 5353, host_ip: None }];
+    pod.annotations.insert("kubernetes.io/ingress-bandwidth".to_owned(), "10M".to_owned());
+    pod.dns = Some(Dns { servers: vec!["192.0.2.53".to_owned()], ..Dns::default() });
+    runtime().block_on(async {
+        let attached = node.network.attach(&pod).await.unwrap();
+        assert_eq!(attached.ips, ["10.1.0.3".parse::<std::net::IpAddr>().unwrap()]);
+        let first = input(&node, "first.ADD");
+        assert_eq!(first["prevResult"], Value::Null);
+        assert_eq!(first["name"], "fake");
+        assert_eq!(first["capabilities"], Value::Null);
+        let expected = json!({
+            "portMappings": [{"hostPort": 5353, "containerPort": 53, "protocol": "udp"}],
+            "bandwidth": {"ingressRate": 10_000_000, "ingressBurst": i32::MAX},
+        });
+        assert_eq!(first["runtimeConfig"], expected);
+        assert_eq!(input(&node, "second.ADD")["prevResult"]["ips"][0]["address"], "10.1.0.2/24");
+        let environment = std::fs::read_to_string(node.path("first.ADD.env")).unwrap();
+        for line in [
+            format!("CNI_CONTAINERID={}", pod.pod),
+            format!("CNI_NETNS={}", attached.netns.display()),
+            "CNI_IFNAME=eth0".to_owned(),
+            format!(
+                "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-1;\
+                     K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID=uid-1",
+                pod.pod
+            ),
+        ] {
+            assert!(environment.lines().any(|l| l == line), "{line} is not in\n{environment}");
+        }
+        // DEL uses the saved copy, although the file is another now, and the result of the whole chain
+        node.configure("a.conflist", &chain("1.0.0", &["nobody"]));
+        node.restarted().detach(&pod.pod).await.unwrap();
+        for name in ["first.DEL", "second.DEL"] {
+            assert_eq!(input(&node, name)["prevResult"]["ips"][0]["address"], "10.1.0.3/24", "{name}");
+        }
+        assert_eq!(calls(&node), ["first ADD", "second ADD", "second DEL", "first DEL"]);
+        assert!(!attached.netns.exists());
+    });
+}
+
+#[test]
+fn results_of_before_0_4_are_not_given_to_del() {
+    if !private("results_of_before_0_4_are_not_given_to_del") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "old", "10.1.0.2/24");
+    node.configure("a.conf", &json!({"cniVersion": "0.3.1", "name": "fake", "type": "old"}).to_string());
+    runtime().block_on(async {
+        node.network.attach(&pod(1)).await.unwrap();
+        node.network.detach(&pod(1).pod).await.unwrap();
+        assert_eq!(input(&node, "old.ADD")["cniVersion"], "0.3.1");
+        assert_eq!(input(&node, "old.DEL")["prevResult"], Value::Null);
+    });
+}
+
+/// Attaches a pod with one plugin of this body, which fails; the message.
+async fn failure(node: &Node, body: &str) -> network::Error {
+    node.script("odd", body);
+    node.configure("a.conflist", &chain("1.0.0", &["odd"]));
+    node.network.attach(&pod(1)).await.unwrap_err()
+}
+
+/// Succeeds for every verb but ADD.
+const ONLY_ADD: &str = "[ $CNI_COMMAND = ADD ] || exit 0\n";
+
+#[test]
+fn misbehaviour_is_named_and_undone() {
+    if !private("misbehaviour_is_named_and_undone") {
+        return;
+    }
+    let node = Node::bare();
+    let error = r#"{"cniVersion":"1.0.0","code":7,"msg":"no such master","details":"eth9"}"#;
+    let cases = [
+        (format!("echo '{error}'; exit 1"), "odd) ADD: no such master: eth9 (code 7)"),
+        ("echo hello".to_owned(), "its output is not JSON"),
+        ("exit 0".to_owned(), "it succeeded without a result"),
+        ("echo oops >&2; exit 3".to_owned(), "exit status: 3, and no error object: \"oops\""),
+        ("echo '{\"ips\": [{\"address\": \"x\"}]}'".to_owned(), "\"x\" is not an address"),
+        ("echo '{\"ips\":'; exit 0".to_owned(), "its output is not JSON"),
+        ("kill -9 $$".to_owned(), "signal: 9"),
+        ("echo '[]'".to_owned(), "it succeeded without a result"),
+    ];
+    runtime().block_on(async {
+        for (body, expected) in cases {
+            let e = failure(&node, &format!("{ONLY_ADD}{body}")).await;
+            assert_eq!(e.kind, Kind::Plugin, "{body}: {e}");
+            assert!(e.message.contains(expected), "{body}: {e}");
+            assert_eq!(node.network.owed(), [], "{body}");
+            assert_eq!(std::fs::read_dir("/run/netns").unwrap().count(), 0, "{body}");
+        }
+    });
+}
+
+#[test]
+fn a_hanging_plugin_dies_with_its_children() {
+    if !private("a_hanging_plugin_dies_with_its_children") {
+        return;
+    }
+    let mut node = Node::bare();
+    node.settings.deadline = Duration::from_millis(300);
+    node.network = Network::new(node.settings.clone());
+    let pids = node.path("pids");
+    runtime().block_on(async {
+        let body = format!("{ONLY_ADD}sleep 1000 & echo $! $$ > {}; wait", pids.display());
+        let began = Instant::now();
+        let e = failure(&node, &body).await;
+        assert!(began.elapsed() < Duration::from_secs(5));
+        assert_eq!(e.kind, Kind::Deadline);
+        let program = node.path("bin/odd");
+        for part in ["CNI plugin odd", program.to_str().unwrap(), "ADD", "300ms"] {
+            assert!(e.message.contains(part), "{part} is not in {e}");
+        }
+        for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
+            scene::eventually("the plugin's processes are gone", || {
+                let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                stat.is_empty() || stat.contains(") Z ")
+            });
+        }
+        assert_eq!(node.network.owed(), []);
+    });
+}
+
+#[test]
+fn a_child_that_holds_the_output_costs_nothing() {
+    if !private("a_child_that_holds_the_output_costs_nothing") {
+        return;
+    }
+    let node = Node::bare();
+    node.script(
+        "odd",
+        &format!("{ONLY_ADD}sleep 1000 &\necho '{{\"ips\":[{{\"address\":\"10.0.0.2/24\"}}]}}'"),
+    );
+    node.configure("a.conflist", &chain("1.0.0", &["odd"]));
+    runtime().block_on(async {
+        let began = Instant::now();
+        node.network.attach(&pod(1)).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(3));
+        node.network.detach(&pod(1).pod).await.unwrap();
+    });
+}
+
+#[test]
+fn del_is_owed_until_it_succeeds() {
+    if !private("del_is_owed_until_it_succeeds") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "good", "10.1.0.2/24");
+    let allow = node.path("allow");
+    let refusal = r#"{"code":11,"msg":"not now"}"#;
+    let body = format!(
+        "[ $CNI_COMMAND = ADD ] && exec cat {0}/result\n[ -e {1} ] && exit 0\necho '{refusal}'\nexit 1",
+        node.root.path().display(),
+        allow.display()
+    );
+    std::fs::write(node.path("result"), r#"{"ips":[{"address":"10.1.0.2/24"}]}"#).unwrap();
+    node.script("stubborn", &body);
+    node.configure("a.conflist", &chain("1.0.0", &["good", "stubborn"]));
+    runtime().block_on(async {
+        let attached = node.network.attach(&pod(1)).await.unwrap();
+        let e = node.network.detach(&pod(1).pod).await.unwrap_err();
+        assert!(e.message.contains("stubborn") && e.message.contains("not now"), "{e}");
+        assert_eq!(e.code, Some(11));
+        assert_eq!(node.restarted().owed(), [pod(1).pod]);
+        // the namespace goes away by itself, as at a reboot: DEL is called without one
+        sys::netns::unpin(&attached.netns).unwrap();
+        std::fs::write(&allow, "").unwrap();
+        node.restarted().collect_garbage(&[]).await;
+        assert_eq!(node.network.owed(), []);
+        let environment = std::fs::read_to_string(node.path("good.DEL.env")).unwrap();
+        assert!(environment.lines().any(|l| l == "CNI_NETNS="), "{environment}");
+    });
+}
+
+/// Starts an attach, drops it when the plugin has begun, and leaves everything as a killed daemon does.
+async fn interrupted(node: &Node) -> Network {
+    let begun = node.path("begun");
+    let network = node.restarted();
+    {
+        let pod = pod(1);
+        let attach = network.attach(&pod);
+        tokio::pin!(attach);
+        let until = async {
+            while !begun.exists() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! {
+            done = &mut attach => panic!("{done:?}"),
+            () = until => {}
+        }
+    }
+    node.restarted()
+}
+
+#[test]
+fn an_interrupted_add_is_undone_before_the_next() {
+    if !private("an_interrupted_add_is_undone_before_the_next") {
+        return;
+    }
+    let node = Node::bare();
+    let dir = node.root.path().display().to_string();
+    let body = format!(
+        "echo slow $CNI_COMMAND >> {dir}/calls\n[ $CNI_COMMAND = ADD ] || exit 0\n\
+         [ -e {dir}/begun ] || {{ touch {dir}/begun; sleep 1000; }}\necho '{{\"ips\":[{{\"address\":\"10.1.0.2/24\"}}]}}'"
+    );
+    node.script("slow", &body);
+    node.configure("a.conflist", &chain("1.0.0", &["slow"]));
+    runtime().block_on(async {
+        let network = interrupted(&node).await;
+        assert_eq!(network.owed(), [pod(1).pod]);
+        assert_eq!(network.saved(&pod(1).pod), None);
+        let attached = network.attach(&pod(1)).await.unwrap();
+        assert_eq!(calls(&node), ["slow ADD", "slow DEL", "slow ADD"]);
+        // once more is the same
+        assert_eq!(network.attach(&pod(1)).await.unwrap(), attached);
+        assert_eq!(calls(&node).len(), 3);
+        network.detach(&pod(1).pod).await.unwrap();
+    });
+}
+
+#[test]
+fn a_plugin_of_a_killed_daemon_cannot_undo_the_cleaning() {
+    if !private("a_plugin_of_a_killed_daemon_cannot_undo_the_cleaning") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "good", "10.1.0.2/24");
+    node.configure("a.conflist", &chain("1.0.0", &["good"]));
+    runtime().block_on(async {
+        node.network.attach(&pod(1)).await.unwrap();
+        std::fs::remove_file(node.settings.state_dir.join(format!("{}.result.json", pod(1).pod))).unwrap();
+        // what a daemon that was killed during ADD leaves
+        let mut orphan = std::process::Command::new("sleep");
+        let mut orphan = orphan.arg("1000").env("CNI_CONTAINERID", pod(1).pod.as_str()).spawn().unwrap();
+        node.restarted().detach(&pod(1).pod).await.unwrap();
+        let ended = orphan.try_wait().unwrap();
+        let _ = orphan.kill();
+        assert!(ended.is_some(), "it still runs");
+    });
+}
+
+#[test]
+fn namespaces_without_a_pod_are_swept_and_others_left() {
+    if !private("namespaces_without_a_pod_are_swept_and_others_left") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "good", "10.1.0.2/24");
+    node.configure("a.conflist", &chain("1.0.0", &["good"]));
+    let at = |name: &str| std::path::Path::new("/run/netns").join(name);
+    let stale = at(&format!("corten-{}", pod(7).pod));
+    let unfinished = at(&format!("corten-{}", pod(8).pod));
+    sys::netns::pin(&stale).unwrap();
+    std::fs::write(&unfinished, "").unwrap();
+    sys::netns::pin(&at("somebody")).unwrap();
+    runtime().block_on(async {
+        let kept = node.network.attach(&pod(1)).await.unwrap();
+        node.network.attach(&pod(2)).await.unwrap();
+        node.network.collect_garbage(&[pod(1).pod]).await;
+        assert_eq!(node.network.owed(), [pod(1).pod]);
+        assert!(sys::netns::is_pinned(&kept.netns) && sys::netns::is_pinned(&at("somebody")));
+        assert!(!stale.exists() && !unfinished.exists());
+        node.network.collect_garbage(&[]).await;
+        assert!(!kept.netns.exists());
+        sys::netns::unpin(&at("somebody")).unwrap();
+    });
+}
+
+#[test]
+fn readiness_tells_why_not_and_follows_the_directory() {
+    if !private("readiness_tells_why_not_and_follows_the_directory") {
+        return;
+    }
+    let node = Node::bare();
+    runtime().block_on(async {
+        let status = || node.network.status();
+        assert!(status().await.unwrap_err().starts_with("no network configuration in "));
+        node.configure("10-broken.conflist", "{");
+        let why = status().await.unwrap_err();
+        assert!(why.contains("10-broken.conflist") && why.contains("EOF"), "{why}");
+        node.configure("20-future.conflist", &chain("9.0.0", &["good"]));
+        let why = status().await.unwrap_err();
+        assert!(why.contains("20-future.conflist") && why.contains("9.0.0"), "{why}");
+        node.configure("30-good.conflist", &chain("1.1.0", &["good"]));
+        assert!(status().await.unwrap_err().contains("CNI plugin \"good\" is in none of"));
+        node.script("good", "cat >/dev/null; echo '{\"code\":50,\"msg\":\"the agent is down\"}'; exit 1");
+        let why = status().await.unwrap_err();
+        assert!(why.contains("STATUS: the agent is down (code 50)"), "{why}");
+        node.script("good", "exit 0");
+        status().await.unwrap();
+        // the first of the valid ones is the network
+        node.configure("25-first.conflist", &chain("1.0.0", &["absent"]));
+        assert!(status().await.unwrap_err().contains("absent"));
+        std::fs::remove_file(node.settings.config_dir.join("25-first.conflist")).unwrap();
+        status().await.unwrap();
+    });
+}
+
+#[test]
+fn two_calls_for_one_pod_do_not_overlap() {
+    if !private("two_calls_for_one_pod_do_not_overlap") {
+        return;
+    }
+    let node = Node::bare();
+    node.script("slow", "sleep 0.2; [ $CNI_COMMAND = ADD ] && echo '{\"ips\":[]}' || true");
+    node.configure("a.conflist", &chain("1.0.0", &["slow"]));
+    runtime().block_on(async {
+        let (first, second) = (pod(1), pod(1));
+        let (a, b) = tokio::join!(node.network.attach(&first), node.network.attach(&second));
+        assert!(a.is_ok());
+        assert_eq!(b.unwrap_err().kind, Kind::Busy);
+        let began = Instant::now();
+        let pods: Vec<_> = (2..8).map(pod).collect();
+        let attached = futures_util::future::join_all(pods.iter().map(|p| node.network.attach(p))).await;
+        assert!(attached.iter().all(Result::is_ok));
+        assert!(began.elapsed() < Duration::from_millis(900), "one after the other: {:?}", began.elapsed());
+        node.network.collect_garbage(&[]).await;
+    });
+}
