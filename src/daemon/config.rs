@@ -74,6 +74,7 @@ pub(crate) struct Log {
 pub(crate) struct Pod {
     pub shm_size: u64,
     pub monitor_deadline: Duration,
+    pub runtime_handlers: Vec<String>,
 }
 
 /// `[image]`.
@@ -174,6 +175,7 @@ impl Loaded {
                     other => unreachable!("pod.shm_size is {other:?}"),
                 },
                 monitor_deadline: self.duration("pod.monitor_deadline"),
+                runtime_handlers: self.texts("pod.runtime_handlers"),
             },
             image: Image {
                 dir: self.path("image.dir"),

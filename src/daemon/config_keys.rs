@@ -193,6 +193,13 @@ pub(crate) const KEYS: &[Key] = &[
         doc: "How long a pod's monitor may take to become ready.",
     },
     Key {
+        section: "pod",
+        name: "runtime_handlers",
+        kind: Kind::Texts,
+        default: r#"["corten"]"#,
+        doc: "Handlers of a RuntimeClass that mean this runtime, besides none.",
+    },
+    Key {
         section: "image",
         name: "dir",
         kind: Kind::Path,

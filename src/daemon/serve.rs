@@ -116,7 +116,7 @@ async fn build(config: &Config) -> anyhow::Result<engine::Engine> {
         shm_size: config.pod.shm_size,
         monitor_deadline: config.pod.monitor_deadline,
         drain_deadline: config.server.drain_deadline,
-        ..engine::Settings::default()
+        handlers: config.pod.runtime_handlers.clone(),
     };
     engine::Engine::open(settings, images, network).await.context("open the engine")
 }

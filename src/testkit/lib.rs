@@ -1,1 +1,5 @@
 //! Test tools: scratch roots, private namespaces, a registry that misbehaves, a probe program.
+
+#![forbid(unsafe_code)]
+
+pub mod registry;

@@ -133,6 +133,23 @@ fn crates_from_outside_stay_where_they_belong() {
     verdict(&problems);
 }
 
+/// The bans of .deny.toml, for those who have no cargo-deny.
+#[test]
+fn nothing_banned_is_in_the_lock_file() {
+    let read = |name: &str| -> Table {
+        fs::read_to_string(root().join(name)).expect(name).parse().unwrap_or_else(|e| panic!("{name}: {e}"))
+    };
+    let (policy, lock) = (read(".deny.toml"), read("Cargo.lock"));
+    let packages = lock["package"].as_array().expect("packages");
+    let locked: Vec<_> = packages.iter().filter_map(|p| p["name"].as_str()).collect();
+    assert!(locked.contains(&"tokio"), "the lock file was not understood");
+    let bans = policy["bans"]["deny"].as_array().expect("bans");
+    let outright = bans.iter().filter(|b| b.get("wrappers").is_none()).filter_map(|b| b["name"].as_str());
+    let problems: Vec<_> =
+        outright.filter(|b| locked.contains(b)).map(|b| format!("{b} is banned")).collect();
+    verdict(&problems);
+}
+
 /// Roots of a crate's libraries and programs.
 fn crate_roots(member: &Member) -> Vec<PathBuf> {
     let mut roots: Vec<PathBuf> = ["lib.rs", "main.rs"].map(|f| member.directory.join(f)).into();
