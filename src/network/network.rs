@@ -178,10 +178,10 @@ impl Network {
         let inner = &self.0;
         let _turn = inner.turn(&pod.pod)?;
         let _attaching = inner.attaching().await;
-        if let Some(attached) = self.saved(&pod.pod) {
-            if sys::netns::is_pinned(&attached.netns) {
-                return Ok(attached);
-            }
+        if let Some(attached) = self.saved(&pod.pod)
+            && sys::netns::is_pinned(&attached.netns)
+        {
+            return Ok(attached);
         }
         if inner.records.load(&pod.pod)?.is_some() {
             self.undo(&pod.pod).await?;

@@ -149,9 +149,11 @@ impl Iptables<'_> {
     /// Jumps that are not there: table, and the line that adds it.
     fn missing_jumps(&self, pool: &Pool, saved: &str) -> Vec<(&'static str, String)> {
         let (p, bridge) = (&self.prefix, &self.config.bridge);
+        // IPv6 has no route_localnet: a connection to ::1 would hang, and is better refused
+        let output = if pool.subnet.address.is_ipv4() { "OUTPUT" } else { "OUTPUT ! -d ::1/128" };
         let mut wanted = vec![
             ("nat", format!("-A PREROUTING -m addrtype --dst-type LOCAL -j {p}-DNAT")),
-            ("nat", format!("-A OUTPUT -m addrtype --dst-type LOCAL -j {p}-DNAT")),
+            ("nat", format!("-A {output} -m addrtype --dst-type LOCAL -j {p}-DNAT")),
             ("nat", format!("-A POSTROUTING -j {p}-POST")),
             // first, because what follows may drop
             ("filter", format!("-I FORWARD -j {p}-FWD")),
@@ -184,15 +186,15 @@ impl Iptables<'_> {
 
     fn nat_rules(&self, pool: &Pool, mappings: &[Mapping]) -> String {
         let (p, subnet, bridge) = (&self.prefix, pool.subnet, &self.config.bridge);
-        let (loopback, multicast) = match pool.subnet.address {
-            IpAddr::V4(_) => ("127.0.0.0/8", "224.0.0.0/4"),
-            IpAddr::V6(_) => ("::1/128", "ff00::/8"),
-        };
+        let v4 = subnet.address.is_ipv4();
+        let multicast = if v4 { "224.0.0.0/4" } else { "ff00::/8" };
         let mut text = self.port_rules(pool, mappings);
         let dnat = "-m conntrack --ctstate DNAT -j MASQUERADE";
         text += &format!(":{p}-POST - [0:0]\n");
         text += &format!("-A {p}-POST -s {subnet} -d {subnet} {dnat}\n");
-        text += &format!("-A {p}-POST -s {loopback} -o {bridge} {dnat}\n");
+        if v4 {
+            text += &format!("-A {p}-POST -s 127.0.0.0/8 -o {bridge} {dnat}\n");
+        }
         if self.config.masquerade != Masquerade::No {
             text += &format!("-A {p}-POST -s {subnet} -d {subnet} -j RETURN\n");
             text += &format!("-A {p}-POST -s {subnet} -d {multicast} -j RETURN\n");

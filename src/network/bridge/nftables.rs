@@ -48,7 +48,7 @@ pub(crate) struct Present {
 pub(crate) fn usable() -> bool {
     let Ok(mut socket) = Socket::open(SockProtocol::NetlinkNetFilter) else { return false };
     let answer = chain_exists(&mut socket, INET, "corten", "probe");
-    matches!(answer, Some(_)) && program::find("nft").is_some()
+    answer.is_some() && program::find("nft").is_some()
 }
 
 /// `None`: the kernel does not know nf_tables.
@@ -168,18 +168,21 @@ impl Nftables<'_> {
     }
 
     /// The body of the table, without its elements.
+    ///
+    /// A connection to ::1 is left alone: IPv6 has no `route_localnet`, it would hang. Refused at once, clients go on to
+    /// 127.0.0.1.
     fn rules(&self) -> String {
         let bridge = &self.config.bridge;
         let mut post = String::new();
         for pool in &self.config.pools {
             let (ip, subnet) = (if pool.subnet.address.is_ipv4() { "ip" } else { "ip6" }, pool.subnet);
-            let (loopback, multicast) = match pool.subnet.address {
-                IpAddr::V4(_) => ("127.0.0.0/8", "224.0.0.0/4"),
-                IpAddr::V6(_) => ("::1", "ff00::/8"),
-            };
+            let v4 = subnet.address.is_ipv4();
+            let multicast = if v4 { "224.0.0.0/4" } else { "ff00::/8" };
             // a pod that reaches another by a port of the host has to get its answers from the host
             post += &format!("{ip} saddr {subnet} {ip} daddr {subnet} ct status dnat masquerade\n");
-            post += &format!("{ip} saddr {loopback} oifname \"{bridge}\" ct status dnat masquerade\n");
+            if v4 {
+                post += &format!("ip saddr 127.0.0.0/8 oifname \"{bridge}\" ct status dnat masquerade\n");
+            }
             if self.config.masquerade != Masquerade::No {
                 post +=
                     &format!("{ip} saddr {subnet} {ip} daddr != {{ {subnet}, {multicast} }} masquerade\n");
@@ -201,6 +204,7 @@ chain prerouting {{ type nat hook prerouting priority -100; policy accept;
 {local}
 }}
 chain output {{ type nat hook output priority -100; policy accept;
+ip6 daddr ::1 return
 {local}
 }}
 chain postrouting {{ type nat hook postrouting priority 100; policy accept;

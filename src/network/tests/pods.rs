@@ -78,6 +78,12 @@ fn rules_work(firewall: &str) {
         reached(&outside, host4, 8081, SocketAddr::new(a.ips[0], 81), Some(out4));
         // only on that address
         assert!(inside(here, || read("127.0.0.1:8081".parse().unwrap())).is_err(), "{firewall}");
+        let began = std::time::Instant::now();
+        assert!(inside(here, || read("[::1]:8080".parse().unwrap())).is_err(), "{firewall}");
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{firewall}: refused, so that clients try 127.0.0.1"
+        );
         // a port is one pod's
         let mut thief = pod(3);
         thief.ports = vec![port(Protocol::Tcp, 8080, 80)];

@@ -17,7 +17,7 @@ use network::{Attachment, BridgeNetwork, Network, Settings, default_conflist};
 const MARK: &str = "CORTEN_TEST_PRIVATE";
 
 /// Runs the test `name` in namespaces of its own. `true`: this is the inner run, go on; `false`: it is over.
-pub fn private(name: &str) -> bool {
+pub(crate) fn private(name: &str) -> bool {
     if std::env::var_os(MARK).is_some() {
         let run = |program: &str, args: &[&str]| must(Command::new(program).args(args));
         run("ip", &["link", "set", "lo", "up"]);
@@ -42,7 +42,7 @@ pub fn private(name: &str) -> bool {
 }
 
 /// Runs a command that has to succeed; its standard output.
-pub fn must(command: &mut Command) -> String {
+pub(crate) fn must(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{command:?}: {status}\n{out}{err}");
@@ -50,12 +50,12 @@ pub fn must(command: &mut Command) -> String {
 }
 
 /// `ip` with these arguments.
-pub fn ip(args: &str) -> String {
+pub(crate) fn ip(args: &str) -> String {
     must(Command::new("ip").args(args.split_whitespace()))
 }
 
 /// Waits until `what` holds, at most five seconds.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
         assert!(began.elapsed() < Duration::from_secs(5), "not within 5 s: {what}");
@@ -64,19 +64,19 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A scratch node: directories, our bridge network, and a handle.
-pub struct Node {
-    pub root: tempfile::TempDir,
-    pub settings: Settings,
-    pub network: Network,
+pub(crate) struct Node {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) settings: Settings,
+    pub(crate) network: Network,
 }
 
-pub fn bridge_program() -> PathBuf {
+pub(crate) fn bridge_program() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_corten-bridge"))
 }
 
 impl Node {
     /// A node without a network configuration.
-    pub fn bare() -> Node {
+    pub(crate) fn bare() -> Node {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         let settings = Settings {
@@ -92,12 +92,12 @@ impl Node {
     }
 
     /// A node with our bridge network.
-    pub fn bridged() -> Node {
+    pub(crate) fn bridged() -> Node {
         Node::with_firewall("auto")
     }
 
     /// The same, with rules by one certain program.
-    pub fn with_firewall(firewall: &str) -> Node {
+    pub(crate) fn with_firewall(firewall: &str) -> Node {
         let node = Node::bare();
         let subnets = ["10.88.0.0/16".to_owned(), "fd00:88::/64".to_owned()];
         let data = node.data_dir();
@@ -108,16 +108,16 @@ impl Node {
         node
     }
 
-    pub fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.root.path().join("bridge")
     }
 
-    pub fn configure(&self, name: &str, text: &str) {
+    pub(crate) fn configure(&self, name: &str, text: &str) {
         std::fs::write(self.settings.config_dir.join(name), text).unwrap();
     }
 
     /// A plugin that is a shell script.
-    pub fn script(&self, name: &str, body: &str) -> PathBuf {
+    pub(crate) fn script(&self, name: &str, body: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
         let path = self.root.path().join("bin").join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
@@ -125,18 +125,18 @@ impl Node {
         path
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
     /// A fresh handle, as a restarted daemon has.
-    pub fn restarted(&self) -> Network {
+    pub(crate) fn restarted(&self) -> Network {
         Network::new(self.settings.clone())
     }
 }
 
 /// A pod without wishes. Its id is of this process: plugins are found by it, and other tests run beside this one.
-pub fn pod(number: u8) -> Attachment {
+pub(crate) fn pod(number: u8) -> Attachment {
     let mut bytes = [number; 32];
     bytes[..4].copy_from_slice(&std::process::id().to_be_bytes());
     Attachment {
@@ -152,13 +152,13 @@ pub fn pod(number: u8) -> Attachment {
 }
 
 /// A runtime like the daemon's.
-pub fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 /// A namespace beside the node, as a machine on its network: 192.0.2.2 and 2001:db8::2, the node being .1 and ::1. It
 /// knows no way to the pods.
-pub fn outside() -> PathBuf {
+pub(crate) fn outside() -> PathBuf {
     let path = PathBuf::from("/run/netns/outside");
     sys::netns::pin(&path).unwrap();
     ip("link add wan type veth peer name wan netns outside");
@@ -171,13 +171,13 @@ pub fn outside() -> PathBuf {
 }
 
 /// Our plugin as a runtime calls it.
-pub struct Plugin {
-    pub config: Value,
+pub(crate) struct Plugin {
+    pub(crate) config: Value,
 }
 
 impl Plugin {
     /// The answer of a verb: the object it printed, and whether it succeeded.
-    pub fn call(&self, verb: &str, container: &str, netns: &Path) -> Result<Value, Value> {
+    pub(crate) fn call(&self, verb: &str, container: &str, netns: &Path) -> Result<Value, Value> {
         let child = self.start(verb, container, netns);
         let output = child.wait_with_output().unwrap();
         let value = match output.stdout.is_empty() {
@@ -188,7 +188,7 @@ impl Plugin {
     }
 
     /// Starts a verb.
-    pub fn start(&self, verb: &str, container: &str, netns: &Path) -> Child {
+    pub(crate) fn start(&self, verb: &str, container: &str, netns: &Path) -> Child {
         let mut child = Command::new(bridge_program())
             .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", container), ("CNI_IFNAME", "eth0")])
             .env("CNI_NETNS", netns)
@@ -201,7 +201,7 @@ impl Plugin {
     }
 
     /// With one key of the configuration replaced.
-    pub fn with(&self, key: &str, value: Value) -> Plugin {
+    pub(crate) fn with(&self, key: &str, value: Value) -> Plugin {
         let mut config = self.config.clone();
         config[key] = value;
         Plugin { config }
@@ -209,13 +209,13 @@ impl Plugin {
 }
 
 /// A fresh namespace `/run/netns/<name>`.
-pub fn netns(name: &str) -> PathBuf {
+pub(crate) fn netns(name: &str) -> PathBuf {
     let path = Path::new("/run/netns").join(name);
     sys::netns::pin(&path).unwrap();
     path
 }
 
 /// Runs `f` in the namespace at `path`.
-pub fn inside<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn inside<T: Send>(netns: &Path, f: impl FnOnce() -> T + Send) -> T {
     sys::netns::run_in(netns, f).unwrap()
 }
