@@ -2,6 +2,7 @@
 //!
 //! Its streams are the client's own descriptors; the monitor keeps no copy. When its time is up or its client leaves, all
 //! that it started is killed: its session and process group, and what descends from it in the container's cgroup.
+//! A daemon that has left both its session and its parent before that moment counts as the container's own.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,0 +1,190 @@
+//! The pod's namespaces, sysctls and reaper; and clients that break the rules.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use monitor::protocol::{Reply, Request, VERSION};
+use monitor::record;
+use serde_json::json;
+use support::{LIMIT, Pod, is_root, joined, lives, wait_until};
+
+macro_rules! needs_root {
+    ($name:literal) => {
+        if !is_root() {
+            eprintln!("SKIP {}: needs root", $name);
+            return;
+        }
+    };
+}
+
+fn namespace(pid: u32, name: &str) -> String {
+    fs::read_link(format!("/proc/{pid}/ns/{name}")).expect("namespace").to_string_lossy().into_owned()
+}
+
+#[test]
+fn namespaces_and_sysctls() {
+    needs_root!("namespaces_and_sysctls");
+    let pod = Pod::with(json!({
+        "version": 1, "hostname": "pod-a", "ipc": true, "pid": true,
+        "sysctls": { "kernel.shmmax": "123456789", "fs/mqueue/msg_max": "17", "kernel.domainname": "here" },
+        "some_later_field": 1,
+    }))
+    .expect("monitor");
+    let (me, monitor) = (std::process::id(), pod.monitor_pid());
+    for (name, own) in [("uts", true), ("ipc", true), ("net", false), ("mnt", false), ("pid", false)] {
+        assert_eq!(namespace(me, name) != namespace(monitor, name), own, "{name}");
+    }
+    let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0;
+    assert_ne!(namespace(reaper as u32, "pid"), namespace(monitor, "pid"));
+    let mut made = pod.bundle(&[
+        "/bin/sh", "-c",
+        "hostname; cat /proc/sys/kernel/shmmax /proc/sys/fs/mqueue/msg_max /proc/sys/kernel/domainname; echo $$; cat /proc/1/comm",
+    ]);
+    made.bundle.set(
+        "linux",
+        "namespaces",
+        json!([
+            { "type": "pid", "path": format!("/proc/{reaper}/ns/pid") },
+            { "type": "uts", "path": format!("/proc/{monitor}/ns/uts") },
+            { "type": "ipc", "path": format!("/proc/{monitor}/ns/ipc") },
+            { "type": "mount" },
+        ]),
+    );
+    pod.start(&made);
+    pod.exit(&made.id);
+    let text = joined(&made.log, "stdout");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..4], ["pod-a", "123456789", "17", "here"]);
+    assert_ne!(lines[4], "1");
+    assert_eq!(lines[5], "corten-reaper");
+    pod.shut_down();
+    assert!(!lives(reaper));
+}
+
+#[test]
+fn bad_sysctls_are_named() {
+    needs_root!("bad_sysctls_are_named");
+    for (name, value) in [
+        ("kernel.shmmax", "many"),
+        ("vm.swappiness", "1"),
+        ("net.ipv4.ip_forward", "1"),
+        ("net.ipv4.no_such", "1"),
+        ("../../etc/passwd", "x"),
+    ] {
+        let sandbox = json!({ "version": 1, "ipc": true, "pid": true, "sysctls": { name: value } });
+        let error = Pod::with(sandbox).err().expect("refused");
+        assert!(error.contains(name), "{name}: {error}");
+    }
+}
+
+#[test]
+fn net_sysctls_go_to_the_pods_network() {
+    needs_root!("net_sysctls_go_to_the_pods_network");
+    // A network namespace that a thread of this test keeps.
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
+        tell.send(nix::unistd::gettid().as_raw()).expect("tell");
+        let _ = held.recv();
+        fs::read_to_string("/proc/thread-self/net/../../../sys/net/core/somaxconn")
+            .or_else(|_| fs::read_to_string("/proc/sys/net/core/somaxconn"))
+            .expect("sysctl")
+    });
+    let tid = told.recv().expect("tid");
+    let netns = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+    let sandbox =
+        |value: &str| json!({ "version": 1, "netns": netns, "sysctls": { "net.core.somaxconn": value } });
+    let pod = Pod::with(sandbox("77")).expect("monitor");
+    assert_eq!(namespace(std::process::id(), "net"), namespace(pod.monitor_pid(), "net"));
+    let error = Pod::with(sandbox("x")).err().expect("refused");
+    assert!(error.contains("net.core.somaxconn"), "{error}");
+    pod.shut_down();
+    drop(hold);
+    assert_eq!(thread.join().expect("thread").trim(), "77");
+}
+
+#[test]
+fn the_reaper_dies_with_its_monitor() {
+    needs_root!("the_reaper_dies_with_its_monitor");
+    let pod = Pod::with(json!({ "version": 1, "pid": true })).expect("monitor");
+    let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0;
+    let monitor = nix::unistd::Pid::from_raw(pod.monitor_pid() as i32);
+    nix::sys::signal::kill(monitor, nix::sys::signal::Signal::SIGKILL).expect("kill");
+    wait_until("its end", || !lives(reaper));
+}
+
+#[test]
+fn a_directory_without_sandbox_is_told() {
+    let error = Pod::with(json!("nonsense")).err().expect("refused");
+    assert!(error.contains("sandbox.json"), "{error}");
+}
+
+#[test]
+fn hostile_clients_hurt_only_themselves() {
+    let pod = Pod::new();
+    let socket = pod.dir.join("monitor.sock");
+    let connect = || sys::socket::connect(&socket).expect("connect");
+    let mut kept: Vec<UnixStream> = Vec::new();
+    for bytes in [
+        u32::MAX.to_le_bytes().to_vec(),
+        b"\x10\0\0\0half".to_vec(),
+        b"\x02\0\0\0{}extra".to_vec(),
+        b"\x03\0\0\0{{{".to_vec(),
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        Vec::new(),
+    ] {
+        let mut client = connect();
+        client.write_all(&bytes).expect("write");
+        kept.push(client);
+    }
+    // A flood of descriptors.
+    let client = connect();
+    let null = fs::File::open("/dev/null").expect("null");
+    let many = [(); 8].map(|()| std::os::fd::AsFd::as_fd(&null));
+    sys::socket::send(std::os::fd::AsFd::as_fd(&client), b"\x40\0\0\0", &many).expect("send");
+    let Reply::State { version, containers } = pod.call(&Request::State) else { panic!("no state") };
+    assert_eq!((version, containers.len()), (VERSION, 0));
+    for (at, closed) in [(0, true), (2, true), (4, true), (1, false), (5, false)] {
+        kept[at].set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
+        let read = kept[at].read(&mut [0; 64]);
+        let is_closed = matches!(&read, Ok(0))
+            || matches!(&read, Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset);
+        assert_eq!(is_closed, closed, "{at}: {read:?}");
+    }
+    pod.shut_down();
+}
+
+#[test]
+fn requests_of_a_later_version_are_told_apart() {
+    let pod = Pod::new();
+    let mut client = sys::socket::connect(&pod.dir.join("monitor.sock")).expect("connect");
+    let text = br#"{"request":"hibernate","container":"x"}"#;
+    client.write_all(&(text.len() as u32).to_le_bytes()).expect("write");
+    client.write_all(text).expect("write");
+    let mut reply = Vec::new();
+    client.read_to_end(&mut reply).expect("read");
+    let text = String::from_utf8_lossy(&reply[4..]).into_owned();
+    assert!(text.contains("unsupported") && text.contains("hibernate"), "{text}");
+}
+
+#[test]
+fn a_slow_watcher_blocks_nobody() {
+    needs_root!("a_slow_watcher_blocks_nobody");
+    let pod = Pod::new();
+    let idle: Vec<_> = (0..20).map(|_| pod.watch()).collect();
+    let (made, _) = pod.run("exit 3");
+    assert_eq!(pod.exit(&made.id).code, 3);
+    let deadline = Instant::now() + LIMIT;
+    for mut watch in idle {
+        let mut told = false;
+        while !told {
+            told = matches!(watch.receive(deadline).expect("reply"), Reply::Exited { .. });
+        }
+    }
+    pod.shut_down();
+}
