@@ -269,7 +269,11 @@ impl Drop for Pod {
 /// Stream, tag and text of each line of a CRI log.
 pub fn read_log(path: &Path) -> Vec<(String, char, String)> {
     let text = fs::read_to_string(path).unwrap_or_default();
-    text.lines()
+    // What follows the last newline is being written at this moment.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .split('\n')
+        .filter(|line| !line.is_empty())
         .map(|line| {
             let mut parts = line.splitn(4, ' ');
             let time = parts.next().expect("time");
