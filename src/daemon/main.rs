@@ -120,7 +120,8 @@ impl Options {
     fn sources(&self) -> Result<Sources, String> {
         let mut flags = Vec::new();
         for set in &self.set {
-            let (key, value) = set.split_once('=').ok_or_else(|| format!("--set {set}: KEY=VALUE is expected"))?;
+            let (key, value) =
+                set.split_once('=').ok_or_else(|| format!("--set {set}: KEY=VALUE is expected"))?;
             flags.push((format!("--set {key}"), key.to_owned(), value.to_owned()));
         }
         let named = [
@@ -170,7 +171,9 @@ fn run(command: Command, loaded: &Loaded) -> anyhow::Result<ExitCode> {
         }
         Command::Status => Ok(print(&admin::status(&config)?)),
         Command::Image(ImageCommand::List) => Ok(print(&admin::list_images(&config)?)),
-        Command::Image(ImageCommand::Pull { reference }) => Ok(print(&admin::pull_image(&config, reference)?)),
+        Command::Image(ImageCommand::Pull { reference }) => {
+            Ok(print(&admin::pull_image(&config, reference)?))
+        }
         Command::Image(ImageCommand::Remove { name }) => {
             admin::remove_image(&config, name).map(|()| ExitCode::SUCCESS)
         }
