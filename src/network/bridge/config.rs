@@ -10,7 +10,8 @@
 //!
 //! `ipMasq` is `true` (needs a firewall program, or ADD fails), `"optional"` (a machine without one gets pods that only
 //! the host and other pods reach; a warning on stderr) or `false`. At most one subnet of each family. `routes` replaces
-//! the default routes.
+//! the default routes. A subnet of IPv6 is left out on a kernel without IPv6, if one of IPv4 remains: the same file is
+//! good for both.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -230,9 +231,13 @@ impl Config {
         check_interface(&bridge).map_err(invalid)?;
         let pools = raw.subnets.into_iter().map(pool).collect::<Outcome<Vec<Pool>>>()?;
         check_families(&pools)?;
+        let pools = of_this_kernel(pools);
         let ports: Vec<Port> =
             raw.runtime_config.port_mappings.into_iter().filter_map(port).collect::<Outcome<_>>()?;
-        let routes = raw.routes.unwrap_or_else(|| pools.iter().map(default_route).collect());
+        let mut routes = raw.routes.unwrap_or_else(|| pools.iter().map(default_route).collect());
+        let reachable =
+            |r: &Route| pools.iter().any(|p| p.subnet.address.is_ipv4() == r.dst.address.is_ipv4());
+        routes.retain(reachable);
         Ok(Config {
             version: raw.cni_version,
             name: raw.name,
@@ -313,11 +318,15 @@ fn check_families(pools: &[Pool]) -> Outcome<()> {
     }
 }
 
+fn of_this_kernel(mut pools: Vec<Pool>) -> Vec<Pool> {
+    if pools.len() > 1 && !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        pools.retain(|pool| pool.subnet.address.is_ipv4());
+    }
+    pools
+}
+
 fn default_route(pool: &Pool) -> Route {
-    let any = if pool.subnet.address.is_ipv4() { "0.0.0.0" } else { "::" };
-    let zero = cidr::address(0, pool.subnet.address);
-    debug_assert_eq!(zero.to_string(), any);
-    Route { dst: Cidr { address: zero, length: 0 }, gw: None }
+    Route { dst: Cidr { address: cidr::address(0, pool.subnet.address), length: 0 }, gw: None }
 }
 
 fn wanted(texts: &[String], pools: &[Pool]) -> Outcome<Vec<IpAddr>> {

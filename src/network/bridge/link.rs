@@ -180,6 +180,9 @@ impl Routes {
             let message = format!("link {name} exists and is no bridge but of kind {:?}", found.kind);
             return Err(Failure::plain(code::CONFIG, message));
         }
+        if config.pools.iter().any(|pool| pool.gateway.is_ipv6()) {
+            enable_ipv6(name);
+        }
         let mut batch: Vec<Message> = Vec::new();
         for pool in &config.pools {
             let cidr = Cidr { address: pool.gateway, length: pool.subnet.length };
@@ -280,6 +283,15 @@ impl Routes {
         }
         self.0.batch(&batch)?;
         Ok(link)
+    }
+}
+
+/// Hosts that want no IPv6 on their own links switch it off for all; a pod network with IPv6 needs it on these.
+pub(crate) fn enable_ipv6(link: &str) {
+    let path = format!("/proc/sys/net/ipv6/conf/{link}/disable_ipv6");
+    if fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {
+        // adding the address tells if it did not work
+        let _ = fs::write(&path, "0");
     }
 }
 

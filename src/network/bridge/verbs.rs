@@ -14,7 +14,7 @@ use crate::config::{Attachment, Config, check_interface, identifier};
 use crate::failure::{Failure, Outcome, code};
 use crate::firewall::Rules;
 use crate::ipam::{self, Addresses};
-use crate::link::{Pair, Routes, host_name, made_here};
+use crate::link::{Pair, Routes, enable_ipv6, host_name, made_here};
 use crate::ports::Ports;
 use crate::result::{self, Made};
 
@@ -110,6 +110,9 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
     let inside = || {
         // what another pod says about routes does not count; there may be no IPv6 here at all
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{ifname}/accept_ra"), "0");
+        if ips.iter().any(|(ip, _)| ip.is_ipv6()) {
+            enable_ipv6(ifname);
+        }
         Routes::open()?.configure(ifname, &ips, &config.routes)
     };
     let pod = sys::netns::run_in(Path::new(&call.netns), inside)

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use scene::{Plugin, ip, must, netns, private};
+use scene::{Plugin, ip, must, netns, private_nft};
 use serde_json::{Value, json};
 
 /// A plugin with room for three pods, its data in a scratch directory.
@@ -36,7 +36,7 @@ fn clean_up(plugin: &Plugin, dir: &Path) {
 
 #[test]
 fn results_have_the_form_of_each_version() {
-    if !private("results_have_the_form_of_each_version") {
+    if !private_nft("results_have_the_form_of_each_version") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -62,7 +62,7 @@ fn results_have_the_form_of_each_version() {
 
 #[test]
 fn wrong_configurations_are_refused_by_name() {
-    if !private("wrong_configurations_are_refused_by_name") {
+    if !private_nft("wrong_configurations_are_refused_by_name") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -106,7 +106,7 @@ fn wrong_configurations_are_refused_by_name() {
 
 #[test]
 fn addresses_run_out_come_back_and_rest_while_their_link_exists() {
-    if !private("addresses_run_out_come_back_and_rest_while_their_link_exists") {
+    if !private_nft("addresses_run_out_come_back_and_rest_while_their_link_exists") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -147,7 +147,7 @@ fn addresses_run_out_come_back_and_rest_while_their_link_exists() {
 
 #[test]
 fn verbs_can_be_repeated_and_need_no_namespace() {
-    if !private("verbs_can_be_repeated_and_need_no_namespace") {
+    if !private_nft("verbs_can_be_repeated_and_need_no_namespace") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -169,7 +169,7 @@ fn verbs_can_be_repeated_and_need_no_namespace() {
 
 #[test]
 fn check_notices_what_is_missing() {
-    if !private("check_notices_what_is_missing") {
+    if !private_nft("check_notices_what_is_missing") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -203,7 +203,7 @@ fn check_notices_what_is_missing() {
 
 #[test]
 fn flushed_rules_come_back_with_the_next_pod() {
-    if !private("flushed_rules_come_back_with_the_next_pod") {
+    if !private_nft("flushed_rules_come_back_with_the_next_pod") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -220,7 +220,7 @@ fn flushed_rules_come_back_with_the_next_pod() {
 
 #[test]
 fn gc_keeps_what_is_valid() {
-    if !private("gc_keeps_what_is_valid") {
+    if !private_nft("gc_keeps_what_is_valid") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -249,7 +249,7 @@ fn gc_keeps_what_is_valid() {
 
 #[test]
 fn twenty_at_once_get_addresses_of_their_own() {
-    if !private("twenty_at_once_get_addresses_of_their_own") {
+    if !private_nft("twenty_at_once_get_addresses_of_their_own") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -279,7 +279,7 @@ fn twenty_at_once_get_addresses_of_their_own() {
 
 #[test]
 fn a_kill_at_any_moment_leaves_nothing_that_del_does_not_find() {
-    if !private("a_kill_at_any_moment_leaves_nothing_that_del_does_not_find") {
+    if !private_nft("a_kill_at_any_moment_leaves_nothing_that_del_does_not_find") {
         return;
     }
     let root = tempfile::tempdir().unwrap();
@@ -309,7 +309,7 @@ fn a_kill_at_any_moment_leaves_nothing_that_del_does_not_find() {
 
 #[test]
 fn without_a_firewall_program_only_what_needs_one_is_refused() {
-    if !private("without_a_firewall_program_only_what_needs_one_is_refused") {
+    if !private_nft("without_a_firewall_program_only_what_needs_one_is_refused") {
         return;
     }
     let root = tempfile::tempdir().unwrap();

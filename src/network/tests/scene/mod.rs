@@ -156,6 +156,20 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
+/// Whether the kernel has IPv6.
+pub(crate) fn ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// [`private`] for tests that look at nftables' rules and at IPv6 addresses.
+pub(crate) fn private_nft(name: &str) -> bool {
+    if !ipv6() || !Command::new("nft").args(["list", "tables"]).output().is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIP {name}: no nftables or no IPv6 here");
+        return false;
+    }
+    private(name)
+}
+
 /// A namespace beside the node, as a machine on its network: 192.0.2.2 and 2001:db8::2, the node being .1 and ::1. It
 /// knows no way to the pods.
 pub(crate) fn outside() -> PathBuf {
@@ -164,7 +178,9 @@ pub(crate) fn outside() -> PathBuf {
     ip("link add wan type veth peer name wan netns outside");
     for (prefix, host) in [("", 1), ("-n outside ", 2)] {
         ip(&format!("{prefix}addr add 192.0.2.{host}/24 dev wan"));
-        ip(&format!("{prefix}-6 addr add 2001:db8::{host}/64 dev wan nodad"));
+        if ipv6() {
+            ip(&format!("{prefix}-6 addr add 2001:db8::{host}/64 dev wan nodad"));
+        }
         ip(&format!("{prefix}link set wan up"));
     }
     path
