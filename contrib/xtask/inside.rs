@@ -198,13 +198,13 @@ fn crictl(inside: &Inside, kit: &Kit) -> std::process::Command {
 
 fn scope(inside: &Inside, registry: Pid) -> Result<Scope> {
     let in_dir = |path: &str| inside.dir.join(path);
+    let files = ["state/pods", "state/containers", "state/network", "run/pods"];
+    let cgroups: Vec<PathBuf> = cgroup::hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount).collect();
     Ok(Scope {
-        files: ["state/pods", "state/containers", "state/network", "run/pods"]
-            .iter()
-            .map(|path| in_dir(path))
-            .collect(),
+        files: files.iter().map(|path| in_dir(path)).collect(),
         netns: vec![in_dir("run/netns")],
-        cgroups: cgroup::hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount).collect(),
+        parents: cgroups.iter().map(|dir| dir.join("corten")).collect(),
+        cgroups,
         known: vec![registry.as_raw(), Pid::this().as_raw()],
     })
 }

@@ -60,14 +60,12 @@ pub(crate) fn start(program: &Path, storage: &Path, dir: &Path, port: u16) -> Re
     Ok((child, registry))
 }
 
-/// One hosts.toml for each of the mirrored hosts, below `certs`.
+/// One hosts.toml for each of the mirrored hosts, below `certs`. The hosts themselves are never asked.
 pub(crate) fn write_mirrors(certs: &Path) -> Result<()> {
     for host in MIRRORED {
         let dir = certs.join(host);
         std::fs::create_dir_all(&dir)?;
-        let text = format!(
-            "server = \"https://{host}\"\n\n[host.\"http://127.0.0.1:{NODE_PORT}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-        );
+        let text = format!("server = \"http://127.0.0.1:{NODE_PORT}\"\n");
         std::fs::write(dir.join("hosts.toml"), text)?;
     }
     Ok(())

@@ -19,6 +19,8 @@ pub(crate) struct Scope {
     pub(crate) cgroups: Vec<PathBuf>,
     /// processes that belong here
     pub(crate) known: Vec<i32>,
+    /// cgroups that may come and stay: the one that all pods are below
+    pub(crate) parents: Vec<PathBuf>,
 }
 
 /// Everything that is there.
@@ -33,7 +35,8 @@ pub(crate) fn look(scope: &Scope) -> BTreeSet<String> {
         files(dir, &mut facts);
     }
     for dir in &scope.cgroups {
-        facts.extend(cgroup::below(dir).iter().map(|cgroup| format!("cgroup {}", cgroup.display())));
+        let found = cgroup::below(dir).into_iter().filter(|cgroup| !scope.parents.contains(cgroup));
+        facts.extend(found.map(|cgroup| format!("cgroup {}", cgroup.display())));
         let others = cgroup::processes(dir).into_iter().filter(|pid| !scope.known.contains(pid));
         facts.extend(others.map(|pid| format!("process {pid} ({})", command_line(pid))));
     }
