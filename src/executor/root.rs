@@ -59,7 +59,14 @@ fn overlay(entry: &Entry, label: Option<&str>) -> Result<OwnedFd> {
     let fs = FileSystem::open("overlay").step("open file system", "overlay")?;
     configure_overlay(&fs, entry, label)
         .and_then(|()| fs.mount(entry.attributes.set))
-        .step("mount the root overlay", object)
+        .map_err(|e| explain(&fs, &e, "mount the root overlay", object))
+}
+
+/// An errno with what the file system itself says.
+fn explain(fs: &FileSystem, error: &io::Error, step: &str, object: impl std::fmt::Display) -> Error {
+    let (complaint, errno) = (fs.complaint(), crate::errno_text(error));
+    let cause = if complaint.is_empty() { errno } else { format!("{errno}: {complaint}") };
+    Error::new(crate::Kind::Internal, step, object, cause)
 }
 
 fn configure_overlay(fs: &FileSystem, entry: &Entry, label: Option<&str>) -> io::Result<()> {
@@ -179,15 +186,17 @@ impl Root {
         if late {
             attributes &= !mount::RDONLY;
         }
-        let made = self.new_file_system(entry, (kind, source), &target, attributes);
-        let new = match made {
+        let step = format!("mount {kind} at");
+        let fs = FileSystem::open(kind).step(&step, entry.destination.display())?;
+        let made = self.configure(&fs, entry, (kind, source), &target);
+        let new = match made.and_then(|()| fs.mount(attributes)) {
             // A sysfs of this network namespace is only for those who own it: show the node's instead.
             Err(e) if kind == "sysfs" && e.raw_os_error() == Some(libc::EPERM) => {
                 let copy = mount::copy_path(Path::new("/sys"), true).step("bind mount", "/sys")?;
                 mount::change(copy.as_fd(), entry.attributes, None, true).step("bind mount", "/sys")?;
                 copy
             }
-            other => other.step(&format!("mount {kind} at"), entry.destination.display())?,
+            other => other.map_err(|e| explain(&fs, &e, &step, entry.destination.display()))?,
         };
         finish(&Entry { attributes: Attributes::default(), ..entry.clone() }, new.as_fd())?;
         mount::attach(new.as_fd(), target.as_fd()).step("mount at", entry.destination.display())?;
@@ -211,14 +220,13 @@ impl Root {
         }
     }
 
-    fn new_file_system(
+    fn configure(
         &self,
+        fs: &FileSystem,
         entry: &Entry,
         (kind, source): (&str, &str),
         target: &OwnedFd,
-        attributes: u64,
-    ) -> io::Result<OwnedFd> {
-        let fs = FileSystem::open(kind)?;
+    ) -> io::Result<()> {
         fs.set("source", source)?;
         let mut has_mode = false;
         for option in &entry.data {
@@ -234,13 +242,13 @@ impl Root {
             // As the directory that it covers, so that a root's own choice for /tmp or /run stays.
             fs.set("mode", format!("{:o}", fstat(target)?.st_mode & 0o7777))?;
         }
-        if source.starts_with('/') && attributes & mount::RDONLY != 0 {
+        if source.starts_with('/') && entry.attributes.set & mount::RDONLY != 0 {
             fs.flag("ro")?;
         }
         if let Some(label) = self.label.as_ref().filter(|_| matches!(kind, "tmpfs" | "devpts" | "mqueue")) {
             fs.set("context", label)?;
         }
-        fs.mount(attributes).map_err(|e| e)
+        Ok(())
     }
 
     /// The container's own cgroup as if it were the root: all of v2, or a tmpfs with one directory per v1 hierarchy.

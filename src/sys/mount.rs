@@ -109,7 +109,7 @@ impl FileSystem {
     }
 
     /// Make the superblock and a detached mount of it with these attributes (`MOUNT_ATTR_*`).
-    pub fn mount(self, attributes: u64) -> io::Result<OwnedFd> {
+    pub fn mount(&self, attributes: u64) -> io::Result<OwnedFd> {
         self.config(6, None, None)?;
         // SAFETY: takes integers only; flag 1 is FSMOUNT_CLOEXEC.
         owned(unsafe { libc::syscall(libc::SYS_fsmount, self.0.as_raw_fd(), 1, attributes) })

@@ -183,16 +183,18 @@ pub fn place_stdio(from: BorrowedFd<'_>, to: RawFd) -> io::Result<()> {
     if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// All signals to their default action and none blocked, as a program expects that is started afresh.
+/// All signals to their default action and none blocked, as a program expects that is started afresh. Also the two
+/// that libc keeps for itself and that a parent may have left ignored.
 pub fn reset_signals() {
-    // SAFETY: sigset_t and sigaction are plain data; zero is valid for both (SIG_DFL, empty mask). Calls that
-    // fail (SIGKILL, SIGSTOP, numbers kept by libc) change nothing.
+    // Zero is SIG_DFL, no flags and an empty mask in the struct sigaction of every architecture's kernel.
+    let default = [0_u64; 8];
+    for signal in 1..=64 {
+        // SAFETY: the kernel reads a struct sigaction of at most 64 bytes; its mask has 8 bytes. No handler is installed
+        // or needed later: this process is about to exec. SIGKILL and SIGSTOP are refused and stay as they are.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u8>(), 8) };
+    }
+    // SAFETY: sigset_t is plain data; an empty one lives across the call.
     unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = libc::SIG_DFL;
-        for signal in 1..=64 {
-            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
-        }
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         println!("{}", if ok { "ok" } else { "FAILED" });
         if ok { passed += 1 } else { failed += 1 }
     }
+    let _ = sys::cgroup::Cgroup::new("/corten-test").remove();
     let verdict = if failed == 0 { "ok" } else { "FAILED" };
     let left_out = tests.len() - passed - failed;
     println!(

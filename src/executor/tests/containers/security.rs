@@ -1,2 +1,207 @@
+//! What a container's process may do: user, capabilities, seccomp, limits of the process, sysctls, labels.
+
+use std::fs;
+
+use executor::Kind;
+use serde_json::json;
+
 use crate::Test;
-pub(crate) const TESTS: &[Test] = &[];
+use crate::scratch::{Bundle, end};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("security::user_groups_and_umask", user_groups_and_umask),
+    ("security::home", home),
+    ("security::capabilities", capabilities),
+    ("security::ambient_capabilities", ambient_capabilities),
+    ("security::no_capabilities", no_capabilities),
+    ("security::a_capability_that_the_host_lacks", a_capability_that_the_host_lacks),
+    ("security::seccomp", seccomp),
+    ("security::seccomp_reaches_execs", seccomp_reaches_execs),
+    ("security::rlimits", rlimits),
+    ("security::oom_score", oom_score),
+    ("security::sysctls_and_names", sysctls_and_names),
+    ("security::pipes_belong_to_the_user", pipes_belong_to_the_user),
+    ("security::labels_need_a_kernel_that_has_them", labels_need_a_kernel_that_has_them),
+    ("security::loopback_is_up", loopback_is_up),
+];
+
+fn user_groups_and_umask() {
+    let mut bundle = Bundle::new("id -u; id -g; id -G; umask; grep -E '^(Uid|Gid)' /proc/self/status");
+    bundle.config["process"]["user"] =
+        json!({"uid": 1000, "gid": 2000, "additionalGids": [3000, 4000], "umask": 0o27});
+    let text = bundle.run().unwrap().text().to_owned();
+    let expected =
+        "1000\n2000\n2000 3000 4000\n0027\nUid:\t1000\t1000\t1000\t1000\nGid:\t2000\t2000\t2000\t2000";
+    assert_eq!(text, expected);
+}
+
+fn home() {
+    let mut bundle = Bundle::new("echo $HOME");
+    fs::create_dir(bundle.root().join("etc")).unwrap();
+    fs::write(bundle.root().join("etc/passwd"), "app:x:1000:1000::/srv/app:/bin/sh\n").unwrap();
+    bundle.config["process"]["user"]["uid"] = json!(1000);
+    assert_eq!(bundle.run().unwrap().text(), "/srv/app");
+    bundle.config["process"]["user"]["uid"] = json!(1001);
+    assert_eq!(bundle.run().unwrap().text(), "/");
+    bundle.config["process"]["env"] = json!(["HOME=/given", "PATH=/bin"]);
+    assert_eq!(bundle.run().unwrap().text(), "/given");
+}
+
+/// Sets as the program has them: inheritable, permitted, effective, bounding, ambient.
+fn sets(bundle: &Bundle) -> [u64; 5] {
+    let text = bundle.run().unwrap().text().to_owned();
+    let values: Vec<u64> =
+        text.lines().map(|l| u64::from_str_radix(l.rsplit('\t').next().unwrap(), 16).unwrap()).collect();
+    values.try_into().unwrap()
+}
+
+const CAPS: &str = "grep ^Cap /proc/self/status";
+const CHOWN: u64 = 1;
+const KILL: u64 = 1 << 5;
+const NET_BIND: u64 = 1 << 10;
+
+fn capabilities() {
+    let mut bundle = Bundle::new(CAPS);
+    let caps = json!(["CAP_CHOWN", "CAP_KILL"]);
+    bundle.config["process"]["capabilities"] =
+        json!({"bounding": caps, "effective": caps, "permitted": caps});
+    let all = CHOWN | KILL;
+    assert_eq!(sets(&bundle), [0, all, all, all, 0]);
+    // another user keeps none over the exec, and can get no more than the bounding set
+    bundle.config["process"]["user"]["uid"] = json!(1000);
+    assert_eq!(sets(&bundle), [0, 0, 0, all, 0]);
+}
+
+fn ambient_capabilities() {
+    let mut bundle = Bundle::new(CAPS);
+    let caps = json!(["CAP_NET_BIND_SERVICE"]);
+    bundle.config["process"]["capabilities"] =
+        json!({"bounding": caps, "effective": caps, "permitted": caps, "inheritable": caps, "ambient": caps});
+    bundle.config["process"]["user"]["uid"] = json!(1000);
+    bundle.config["process"]["noNewPrivileges"] = json!(true);
+    assert_eq!(sets(&bundle), [NET_BIND; 5]);
+}
+
+fn no_capabilities() {
+    let mut bundle = Bundle::new(CAPS);
+    bundle.config["process"].as_object_mut().unwrap().remove("capabilities");
+    assert_eq!(sets(&bundle), [0; 5]);
+}
+
+fn a_capability_that_the_host_lacks() {
+    let lacking =
+        caps::all().into_iter().find(|c| !caps::has_cap(None, caps::CapSet::Bounding, *c).unwrap_or(false));
+    let Some(lacking) = lacking.map(|c| c.to_string()) else {
+        eprintln!("SKIP security::a_capability_that_the_host_lacks: this host has all");
+        return;
+    };
+    let mut bundle = Bundle::new(CAPS);
+    let caps = json!(["CAP_KILL", lacking]);
+    bundle.config["process"]["capabilities"] =
+        json!({"bounding": caps, "effective": caps, "permitted": caps});
+    assert_eq!(sets(&bundle), [0, KILL, KILL, KILL, 0]);
+    assert_eq!(bundle.run().unwrap().warnings, [format!("this host cannot give {lacking}: left out")]);
+}
+
+fn no_mkdir() -> serde_json::Value {
+    json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 5}]})
+}
+
+fn seccomp() {
+    let script =
+        "mkdir /tmp/x 2>&1; grep -E '^(Seccomp|NoNewPrivs|Seccomp_filters):' /proc/self/status; exit 0";
+    let mut bundle = Bundle::new(script);
+    for no_new_privs in [false, true] {
+        for user in [0, 1000] {
+            bundle.config["process"]["noNewPrivileges"] = json!(no_new_privs);
+            bundle.config["process"]["user"]["uid"] = json!(user);
+            bundle.config["linux"]["seccomp"] = no_mkdir();
+            let text = bundle.run().unwrap().text().to_owned();
+            assert!(text.contains("Input/output error"), "{text}");
+            assert!(text.contains("Seccomp:\t2"), "{text}");
+            assert!(text.contains(&format!("NoNewPrivs:\t{}", u8::from(no_new_privs))), "{text}");
+        }
+    }
+    let kept = || fs::read_dir(bundle.seccomp_cache()).unwrap().count();
+    assert_eq!(kept(), 1, "compiled once");
+    bundle.config["linux"]["seccomp"]["flags"] =
+        json!(["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]);
+    bundle.run().unwrap().text();
+    let profile = oci::seccomp::default_profile(&["CAP_CHOWN"]);
+    bundle.config["linux"]["seccomp"] = serde_json::to_value(profile).unwrap();
+    let text = bundle.run().unwrap().text().to_owned();
+    assert!(text.contains("Seccomp:\t2"), "{text}");
+}
+
+fn seccomp_reaches_execs() {
+    let mut bundle = Bundle::new("sleep 1000");
+    bundle.config["linux"]["seccomp"] = no_mkdir();
+    let container = bundle.start().unwrap().0;
+    let outcome = bundle.exec_args(&container, &["mkdir", "/tmp/x"]).unwrap();
+    end(&container);
+    assert!(outcome.out.contains("Input/output error"), "{outcome:?}");
+}
+
+fn rlimits() {
+    let mut bundle = Bundle::new("ulimit -Sn; ulimit -Hn; ulimit -c");
+    bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}, {"type": "RLIMIT_CORE", "soft": 0, "hard": 0}]);
+    assert_eq!(bundle.run().unwrap().text(), "100\n200\n0");
+    bundle.config["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 200, "hard": 100}]);
+    assert_eq!(bundle.run().unwrap_err().kind, Kind::Invalid);
+}
+
+fn oom_score() {
+    let mut bundle = Bundle::new("cat /proc/self/oom_score_adj");
+    bundle.config["process"]["oomScoreAdj"] = json!(500);
+    assert_eq!(bundle.run().unwrap().text(), "500");
+    bundle.config["process"]["oomScoreAdj"] = json!(-998);
+    let outcome = bundle.run().unwrap();
+    if caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_RESOURCE).unwrap() {
+        assert_eq!((outcome.text(), outcome.warnings.len()), ("-998", 0));
+    } else {
+        assert_eq!((outcome.text(), outcome.warnings.len()), ("0", 1), "{outcome:?}");
+    }
+}
+
+fn sysctls_and_names() {
+    let script = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced; uname -n; \
+        cat /proc/sys/kernel/domainname";
+    let mut bundle = Bundle::new(script);
+    bundle.config["linux"]["sysctl"] =
+        json!({"net.ipv4.ip_unprivileged_port_start": "80", "kernel/shm_rmid_forced": "1"});
+    bundle.config["hostname"] = json!("some-box");
+    bundle.config["domainname"] = json!("example.org");
+    assert_eq!(bundle.run().unwrap().text(), "80\n1\nsome-box\nexample.org");
+    bundle.config["linux"]["sysctl"] = json!({"net.ipv4.no_such_thing": "1"});
+    let error = bundle.run().unwrap_err().to_string();
+    assert_eq!(error, "set sysctl \"net.ipv4.no_such_thing=1\": no such file or directory");
+    bundle.config["linux"]["sysctl"] = json!({"vm.swappiness": "1"});
+    assert!(bundle.run().unwrap_err().to_string().contains("vm.swappiness"));
+}
+
+fn pipes_belong_to_the_user() {
+    let mut bundle = Bundle::new("echo again > /dev/stdout");
+    bundle.config["process"]["user"]["uid"] = json!(1000);
+    assert_eq!(bundle.run().unwrap().text(), "again");
+}
+
+fn labels_need_a_kernel_that_has_them() {
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    let mut bundle = Bundle::new("true");
+    if modules.contains("apparmor") || modules.contains("selinux") {
+        eprintln!("SKIP security::labels_need_a_kernel_that_has_them: this kernel has {modules}");
+        return;
+    }
+    bundle.config["process"]["apparmorProfile"] = json!("some-profile");
+    let error = bundle.run().unwrap_err();
+    assert_eq!((error.kind, error.object.as_str()), (Kind::Unsupported, "some-profile"));
+    bundle.config["process"]["apparmorProfile"] = json!("");
+    bundle.config["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+    assert_eq!(bundle.run().unwrap_err().kind, Kind::Unsupported);
+}
+
+fn loopback_is_up() {
+    let outcome = Bundle::new("cat /proc/net/if_inet6 /proc/net/fib_trie").run().unwrap();
+    assert!(outcome.text().contains("127.0.0.1"), "{outcome:?}");
+}
