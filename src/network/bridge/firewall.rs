@@ -35,11 +35,15 @@ impl<'a> Rules<'a> {
     /// # Errors
     /// Neither, or not the one that the configuration names, can be used here.
     pub(crate) fn open(config: &'a Config) -> Outcome<Rules<'a>> {
-        let nft = nftables::usable();
+        let nft = nftables::reachable();
         let wanted = config.firewall;
+        let table = Nftables::new(config);
         let backend = match wanted {
-            Firewall::Auto | Firewall::Nftables if nft => Some(Backend::Nftables(Nftables::new(config))),
+            Firewall::Auto | Firewall::Nftables if table.usable() => Some(Backend::Nftables(table)),
             Firewall::Nftables => None,
+            Firewall::Auto => {
+                iptables::variant(wanted, false).map(|v| Backend::Iptables(Iptables::new(config, v)))
+            }
             _ => iptables::variant(wanted, nft).map(|v| Backend::Iptables(Iptables::new(config, v))),
         };
         let reason = match wanted {

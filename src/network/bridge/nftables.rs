@@ -8,6 +8,7 @@
 //! Docker sets its policy to drop), accepting the pods' packets takes a rule in there. It carries our table's name as its
 //! comment.
 
+use std::fs;
 use std::net::IpAddr;
 
 use nix::errno::Errno;
@@ -44,11 +45,10 @@ pub(crate) struct Present {
     pub(crate) forward_missing: Vec<&'static str>,
 }
 
-/// Whether the kernel has nf_tables and the machine the program.
-pub(crate) fn usable() -> bool {
+/// Whether the machine has the program and the kernel answers for nf_tables.
+pub(crate) fn reachable() -> bool {
     let Ok(mut socket) = Socket::open(SockProtocol::NetlinkNetFilter) else { return false };
-    let answer = chain_exists(&mut socket, INET, "corten", "probe");
-    answer.is_some() && program::find("nft").is_some()
+    chain_exists(&mut socket, INET, "corten", "probe").is_some() && program::find("nft").is_some()
 }
 
 /// `None`: the kernel does not know nf_tables.
@@ -64,6 +64,39 @@ fn chain_exists(socket: &mut Socket, family: u8, table: &str, chain: &str) -> Op
 impl Nftables<'_> {
     pub(crate) fn new(config: &Config) -> Nftables<'_> {
         Nftables { config, table: format!("corten-{}", config.name) }
+    }
+
+    /// Whether the kernel can have our table. There are kernels that answer for nf_tables and have no family or no
+    /// address translation in it: a dry run tells, once per boot.
+    pub(crate) fn usable(&self) -> bool {
+        if !reachable() {
+            return false;
+        }
+        if self.look().is_ok_and(|present| present.table) {
+            return true;
+        }
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let note = self.config.data_dir.join(&self.config.name).join("no-nftables");
+        if !boot.is_empty() && fs::read_to_string(&note).is_ok_and(|text| text == boot) {
+            return false;
+        }
+        // small, because nft looks at everything anew for each line that is refused
+        let try_out =
+            format!("table inet {} {{ chain try {{ type nat hook output priority 0; }}; }}\n", self.table);
+        let usable = program::feed("nft", &["-c", "-f", "-"], &try_out).is_ok();
+        if !usable {
+            // only saves the next dry run
+            let _ = fs::write(&note, boot);
+        }
+        usable
+    }
+
+    /// The table, made anew.
+    fn declaration(&self) -> String {
+        let (table, rules) = (&self.table, self.rules());
+        // declared first, so that the deletion never fails
+        let head = format!("table inet {table} {{}}\ndelete table inet {table}\n");
+        format!("{head}table inet {table} {{\nchain {} {{}}\n{rules}}}\n", self.mark(&rules))
     }
 
     fn families(&self) -> impl Iterator<Item = (&'static str, u8)> {
@@ -108,10 +141,7 @@ impl Nftables<'_> {
     pub(crate) fn make(&self, present: &Present, mappings: &[Mapping]) -> Outcome<()> {
         let mut text = String::new();
         if !present.table {
-            let (table, rules) = (&self.table, self.rules());
-            // declared first, so that the deletion never fails
-            text += &format!("table inet {table} {{}}\ndelete table inet {table}\n");
-            text += &format!("table inet {table} {{\nchain {} {{}}\n{rules}}}\n", self.mark(&rules));
+            text += &self.declaration();
             text += &self.elements(mappings);
         }
         for family in &present.forward_missing {

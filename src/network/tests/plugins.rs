@@ -285,9 +285,7 @@ fn a_plugin_of_a_killed_daemon_cannot_undo_the_cleaning() {
         let mut orphan = std::process::Command::new("sleep");
         let mut orphan = orphan.arg("1000").env("CNI_CONTAINERID", pod(1).pod.as_str()).spawn().unwrap();
         node.restarted().detach(&pod(1).pod).await.unwrap();
-        let ended = orphan.try_wait().unwrap();
-        let _ = orphan.kill();
-        assert!(ended.is_some(), "it still runs");
+        scene::eventually("the plugin is killed", || orphan.try_wait().unwrap().is_some());
     });
 }
 
@@ -365,7 +363,7 @@ fn two_calls_for_one_pod_do_not_overlap() {
         let pods: Vec<_> = (2..8).map(pod).collect();
         let attached = futures_util::future::join_all(pods.iter().map(|p| node.network.attach(p))).await;
         assert!(attached.iter().all(Result::is_ok));
-        assert!(began.elapsed() < Duration::from_millis(900), "one after the other: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_millis(1100), "one after the other: {:?}", began.elapsed());
         node.network.collect_garbage(&[]).await;
     });
 }

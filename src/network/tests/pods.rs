@@ -12,7 +12,7 @@ use scene::{Node, inside, ip, pod, private, runtime};
 
 /// A server in a namespace that answers one connection with `text` and the address it came from.
 fn serve(netns: &Path, address: SocketAddr, text: &'static str) -> std::thread::JoinHandle<()> {
-    let listener = inside(netns, || TcpListener::bind(address).unwrap());
+    let listener = inside(netns, || TcpListener::bind(address).unwrap_or_else(|e| panic!("{address}: {e}")));
     std::thread::spawn(move || {
         let (mut stream, peer) = listener.accept().unwrap();
         write!(stream, "{text} {}", peer.ip()).unwrap();

@@ -163,7 +163,12 @@ pub(crate) fn ipv6() -> bool {
 
 /// [`private`] for tests that look at nftables' rules and at IPv6 addresses.
 pub(crate) fn private_nft(name: &str) -> bool {
-    if !ipv6() || !Command::new("nft").args(["list", "tables"]).output().is_ok_and(|o| o.status.success()) {
+    if !ipv6()
+        || !Command::new("nft")
+            .args(["-c", "add table inet corten"])
+            .output()
+            .is_ok_and(|o| o.status.success())
+    {
         eprintln!("SKIP {name}: no nftables or no IPv6 here");
         return false;
     }
