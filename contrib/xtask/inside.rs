@@ -52,6 +52,9 @@ pub(crate) struct Inside {
 /// Live through a node; the command's exit code, or 1 when it succeeded but something was left behind.
 pub(crate) fn run(inside: &Inside) -> Result<i32> {
     watch::take_signals()?;
+    // whoever started this is gone: take everything down
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+        .context("ask to be told of a parent's end")?;
     nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     enter_namespaces(inside)?;
     bring_up_network()?;
@@ -212,6 +215,11 @@ fn scope(inside: &Inside, registry: Pid) -> Result<Scope> {
 /// Run the command to its end; meanwhile a daemon that dies is started again.
 fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
     let shell = std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+    if inside.command.is_empty() {
+        println!(
+            "A throw-away node: crictl, corten and corten-runtime are in PATH, test images at 127.0.0.1:{NODE_PORT}. exit ends it."
+        );
+    }
     let words = if inside.command.is_empty() { vec![shell] } else { inside.command.clone() };
     let mut command = command(&words);
     let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());

@@ -15,7 +15,7 @@ use crate::paths::{Kit, cache};
 use crate::programs::{self, Profile};
 use crate::scratch::Scratch;
 use crate::world::{self, Scope};
-use crate::{cgroup, images, tools, vm};
+use crate::{cgroup, images, tools, vm, watch};
 
 /// What a node shall be like.
 #[derive(Clone)]
@@ -96,13 +96,12 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("inside").arg(scratch.path()).args(flags(options)?).arg("--").args(&options.command);
     redirect(&mut command, options)?;
-    let status = command.status().context("start the node")?;
+    let code = watch::run(&mut command)?;
     let mut left = world::left_behind(&before, &scope, Duration::from_secs(5));
     if !cgroup::remove(&places) {
         left.push(format!("a cgroup named {name}"));
     }
     left.iter().for_each(|what| eprintln!("node: left on this machine: {what}"));
-    let code = status.code().unwrap_or(128 + 9);
     Ok(if code == 0 && !left.is_empty() { 1 } else { code })
 }
 

@@ -32,6 +32,8 @@ struct OnNode {
     vm: Option<&'static str>,
 }
 
+/// Longest run of a suite on a node, seconds.
+const LIMIT: &str = "1500";
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
 /// The suites on nodes, in the order in which they run: what says most in least time comes first.
@@ -142,7 +144,7 @@ fn on_node(kit: &Kit, suite: &OnNode, report: Option<&Path>) -> Result<Vec<Row>>
         vm: suite.vm.map(str::to_owned),
         out: Some(out.clone()),
         log: Some(log.clone()),
-        command: suite.command.iter().map(OsString::from).collect(),
+        command: ["timeout", LIMIT].iter().chain(suite.command).map(OsString::from).collect(),
         ..Options::default()
     };
     let code = node::run(kit, &options)?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use crate::command::{command, quiet};
 use crate::node::{Options, flags, redirect};
 use crate::paths::{Kit, cache, repository};
+use crate::watch;
 
 /// Longest run of a command in a VM, seconds.
 const LIMIT: &str = "2400";
@@ -54,8 +55,7 @@ fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
     }
     machine.arg(share).arg("bash /share/job.sh");
     redirect(&mut machine, options)?;
-    let status = machine.status().context("start run-in-vm.sh")?;
-    Ok(status.code().unwrap_or(125))
+    watch::run(&mut machine)
 }
 
 /// A word for bash.

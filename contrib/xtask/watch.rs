@@ -53,6 +53,21 @@ pub(crate) fn next(command: Pid) -> Result<Ended> {
     }
 }
 
+/// Run a command to its end, passing signals on; its exit code. Orphans that come to us meanwhile are reaped.
+pub(crate) fn run(command: &mut Command) -> Result<i32> {
+    take_signals()?;
+    let done = spawn(command).and_then(|child| {
+        loop {
+            match next(child)? {
+                Ended::Process(pid, code) if pid == child => return Ok(code),
+                Ended::Process(..) => {}
+            }
+        }
+    });
+    signals().thread_unblock()?;
+    done
+}
+
 /// Kill a process and, if it is ours, reap it.
 pub(crate) fn end(pid: Pid) {
     kill(pid, Signal::SIGKILL).ok();

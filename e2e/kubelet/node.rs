@@ -203,6 +203,7 @@ address: 127.0.0.1
 readOnlyPort: 10255
 fileCheckFrequency: 1s
 syncFrequency: 10s
+makeIPTablesUtilChains: false
 podLogsDir: {scratch_text}/logs
 authentication: {{ anonymous: {{ enabled: true }}, webhook: {{ enabled: false }} }}
 authorization: {{ mode: AlwaysAllow }}

@@ -12,7 +12,7 @@
 # exit: the command's code; 124 timeout; 125 the guest died without reporting
 #
 # Needs root and a Debian host; packages come from the mirrors that the host's apt is set up with. The images are built
-# once, into $CORTEN_CACHE/vm. The guest's disk is copy-on-write, so that every run starts from the same state.
+# once, into $CORTEN_CACHE/vm (which may be deleted at any time). The guest's disk is copy-on-write, so that every run starts from the same state.
 set -euo pipefail
 
 # mmdebstrap calls this file as its hook: fetch the kernels with the new system's apt.
@@ -24,9 +24,10 @@ if [ "${1:-}" = --fetch-kernels ]; then
   exec apt-get -o APT::Sandbox::User=root download "$cloud" user-mode-linux
 fi
 
-cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm
+# the guest images are kept per version of this file
+cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm/$(sha256sum "$0" | cut -c1-12)
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,jq,ca-certificates
+packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,curl,ca-certificates
 vm=uml cpus=2 mem=2048 timeout=900 out='' append='' build='' verbose=''
 
 while [ $# -gt 0 ]; do
