@@ -24,6 +24,7 @@ use crate::process::{self, Alive, Event, Monitor};
 use crate::record::{self, ContainerIntent, ContainerRecord, Found, PodRecord};
 use crate::recovery::{self, Adopted, Fate, Observed};
 use crate::step::Step;
+use crate::trash::Trash;
 use crate::usage::Sizes;
 use crate::{Error, Kind, Result, Settings, sandbox};
 
@@ -39,6 +40,7 @@ pub(crate) async fn open(
     let paths = Paths::new(&settings.state_dir, &settings.run_dir);
     let failed = |e: std::io::Error| Error::because(Kind::Internal, "make the engine's directories", e);
     make_dirs(&paths).map_err(failed)?;
+    let trash = Trash::open(&[paths.pods(), paths.containers()]).map_err(failed)?;
     let program = sys::memfd::Program::load(&settings.runtime)
         .map_err(|e| Error::because(Kind::Internal, "load the runtime program", e))?;
     let ctx = Arc::new(Context {
@@ -47,6 +49,7 @@ pub(crate) async fn open(
         images,
         network,
         program,
+        trash,
         index: Default::default(),
         sizes: Sizes::default(),
     });
@@ -59,7 +62,8 @@ pub(crate) async fn open(
     ctx.network.collect_garbage(&keep).await;
     tracing::info!(pods = plan.pods.len(), sweep = plan.sweep.len(), "adopting what is there");
     let mut monitors = monitors;
-    for (record, fate, containers) in plan.pods {
+    for (record, fate, mut containers) in plan.pods {
+        write_down(&ctx, &mut containers).await;
         let monitor = monitors.remove(&record.id);
         adopt(&ctx, record, fate, containers, monitor);
     }
@@ -193,9 +197,20 @@ fn adopt(
         ctx.index.add_container(&adopted.record.id, &adopted.record.pod);
         pod.containers.insert(adopted.record.id.clone(), resume(adopted));
     }
+    pod.signal_again();
     pod.publish();
     ctx.index.adopt(handle, name);
     tokio::spawn(pod.run());
+}
+
+/// What only the monitor knew is written down before anything of the monitor may be removed.
+async fn write_down(ctx: &Arc<Context>, containers: &mut [Adopted]) {
+    for adopted in containers.iter_mut().filter(|adopted| adopted.news) {
+        let (dir, record) = (ctx.paths.container(&adopted.record.id), adopted.record.clone());
+        if let Err(error) = blocking(move || record::write(&dir, &record, record::Outlive::PowerCut)).await {
+            tracing::warn!(container = %adopted.record.id, %error, "the container's record could not be written");
+        }
+    }
 }
 
 /// A container with what was under way.

@@ -7,6 +7,7 @@ use sys::memfd::Program;
 use crate::Settings;
 use crate::index::Index;
 use crate::paths::Paths;
+use crate::trash::Trash;
 use crate::usage::Sizes;
 
 /// See the module's header.
@@ -18,6 +19,8 @@ pub(crate) struct Context {
     /// The `corten-runtime` that monitors are started from.
     pub(crate) program: Program,
     pub(crate) index: Index,
+    /// Where directories of state go.
+    pub(crate) trash: Trash,
     /// Sizes of writable layers, as last measured.
     pub(crate) sizes: Sizes,
 }

@@ -92,8 +92,8 @@ impl Debt {
                 )
             }),
             Debt::Tree(path) => {
-                let (path, object) = (path.clone(), path.display().to_string());
-                blocking(move || record::remove_tree(&path)).await.map_err(io("remove", object))
+                // one rename
+                ctx.trash.throw(path).map_err(io("remove", path.display().to_string()))
             }
         }
     }

@@ -9,6 +9,7 @@
 //! what is given back  debts                  after a restart    recovery (the plan), adoption (doing it)
 //! the monitor         process, link, exec    OCI bundles        bundle
 //! figures             usage                  slow requests      step
+//! removed trees       trash
 //! ```
 //!
 //! No request owns work, no lock is held across an await, and everything acquired is reachable from a record or from
@@ -39,6 +40,7 @@ mod sandbox;
 mod settings;
 pub mod status;
 pub mod step;
+mod trash;
 mod usage;
 mod view;
 mod workload;

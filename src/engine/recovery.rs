@@ -69,6 +69,8 @@ pub(crate) struct Adopted {
     pub(crate) state: State,
     /// See [`crate::admission::container`].
     pub(crate) answered: bool,
+    /// The record on disk does not say so yet.
+    pub(crate) news: bool,
 }
 
 /// What is to be done.
@@ -151,6 +153,7 @@ fn orphan(record: &ContainerRecord, paths: &Paths) -> [Debt; 3] {
 
 fn adopt(mut record: ContainerRecord, known: Option<&Known>, lives: bool, now: i64) -> Adopted {
     let state = container::adopted(&record, known, lives);
+    let before = (record.progress.clone(), record.intent);
     match &state {
         State::Exited(ended) => record.progress = Progress::Exited(ended.clone()),
         State::Running(live) => record.progress = Progress::Started { started_at: live.started_at },
@@ -164,7 +167,8 @@ fn adopt(mut record: ContainerRecord, known: Option<&Known>, lives: bool, now: i
         State::Running(_) => false,
         _ => true,
     };
-    Adopted { record, state, answered }
+    let news = before != (record.progress.clone(), record.intent);
+    Adopted { record, state, answered, news }
 }
 
 #[cfg(test)]
@@ -269,6 +273,8 @@ mod tests {
                 other => format!("{other:?}"),
             };
             assert_eq!(got, want, "{progress:?} {told:?} {lives}");
+            // the run directory, which is all that the monitor leaves, goes with the pod's stop
+            assert_eq!(adopted.news, adopted.record.progress != progress);
         }
     }
 

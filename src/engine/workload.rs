@@ -328,8 +328,8 @@ impl Pod {
                 container.record.progress = Progress::Started { started_at: known.started_at };
                 container.state = State::Running(live);
                 if let Some(exit) = ended.or(known.exit) {
-                    let _ = container;
                     self.end(id, &exit);
+                    self.kill_rest(id);
                 }
                 self.publish();
                 op.finish(Ok(()));
@@ -423,6 +423,7 @@ impl Pod {
             State::Starting { ended, .. } => *ended = Some(exit.clone()),
             State::Running(_) | State::Stopping { .. } => {
                 let op = self.end(id, exit);
+                self.kill_rest(id);
                 self.publish();
                 if let Some(op) = op {
                     op.finish(Ok(()));
@@ -431,6 +432,20 @@ impl Pod {
                 self.ask_again(id).await;
             }
             _ => {}
+        }
+    }
+
+    /// What an adopted container is to be told: the daemon may have been killed before it sent the signal.
+    pub(crate) fn signal_again(&mut self) {
+        let asked = |c: &Container| matches!(c.state, State::Stopping { ending: Ending::Asked { .. }, .. });
+        let ids: Vec<(ContainerId, i32)> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| asked(container))
+            .map(|(id, container)| (id.clone(), container.record.stop_signal))
+            .collect();
+        for (id, signal) in ids {
+            self.send_signal(&id, signal, false);
         }
     }
 
@@ -450,6 +465,14 @@ impl Pod {
         match std::mem::replace(&mut container.state, State::Exited(ended)) {
             State::Stopping { op, .. } => Some(op),
             _ => None,
+        }
+    }
+
+    /// In a PID namespace that is not the container's own, its other processes outlive init.
+    fn kill_rest(&mut self, id: &ContainerId) {
+        let own = |c: &Container| c.record.config.security.namespaces.pid == NamespaceMode::Container;
+        if !self.containers.get(id).is_some_and(own) {
+            self.send_signal(id, SIGKILL, true);
         }
     }
 
