@@ -3,7 +3,7 @@
 //! Runs on a blocking thread. It holds a descriptor of the layer's directory and never joins a foreign name to a path:
 //!
 //! * A parent directory is opened by openat2(2) beneath the layer's directory with no symbolic link allowed. When that
-//!   fails, [`Extractor::walk`] resolves component by component: links lead where they would lead in a container whose
+//!   fails, `walk` resolves component by component: links lead where they would lead in a container whose
 //!   root is this layer, `..` and absolute targets stay inside, missing directories are made.
 //! * The last component is never followed: what stands there is removed, then the new thing is made exclusively.
 //! * Names that climb above the root (`../x`), and directories deeper than [`DEEPEST`], are refused.
@@ -23,21 +23,21 @@
 //! [`Unpacked::implicit`]; `skeleton` later gives an image the right mode and owner for them. When the archive does hold the
 //! directory, before or after its children, its recorded mode, owner and times are what counts.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstat, fstatat, futimens,
-    makedev, mkdirat, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmod, fchmodat, fstatat, futimens, makedev,
+    mkdirat, mknodat, utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, symlinkat, unlinkat};
@@ -45,11 +45,10 @@ use sys::path;
 
 use crate::error::{Error, Kind, Result};
 use crate::tar::{Archive, Body, Entry, EntryKind, invalid};
+use crate::walk::{Parent, as_path, clean, join};
 
 /// The deepest directory that is made. Whoever walks or removes the tree needs a descriptor per level.
-const DEEPEST: usize = 256;
-/// How many symbolic links one name may lead through, as in the kernel.
-const MOST_LINKS: usize = 40;
+pub(crate) const DEEPEST: usize = 256;
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
@@ -65,15 +64,6 @@ pub(crate) struct Unpacked {
     pub(crate) bytes: u64,
     /// Files and directories made.
     pub(crate) inodes: u64,
-}
-
-/// A directory in which entries are made.
-struct Parent {
-    fd: OwnedFd,
-    /// Resolved path below the layer: no links, no `..`.
-    path: Vec<u8>,
-    /// New files inherit its group.
-    setgid: bool,
 }
 
 /// The place of one entry: its directory and its last component.
@@ -94,13 +84,13 @@ impl Place<'_> {
 
 /// The state of unpacking one layer.
 pub(crate) struct Extractor {
-    root: Rc<Parent>,
+    pub(crate) root: Rc<Parent>,
     /// The directory of the last entry, by the name that led to it: entries come directory by directory.
-    recent: Option<(Vec<u8>, Rc<Parent>)>,
+    pub(crate) recent: Option<(Vec<u8>, Rc<Parent>)>,
     /// Times of the directories described so far, set at the end because making children changes them.
     times: BTreeMap<Vec<u8>, (i64, u32)>,
-    implicit: BTreeSet<Vec<u8>>,
-    whiteouts: BTreeSet<Vec<u8>>,
+    pub(crate) implicit: BTreeSet<Vec<u8>>,
+    pub(crate) whiteouts: BTreeSet<Vec<u8>>,
     opaque: &'static str,
     result: Unpacked,
     warned: bool,
@@ -177,115 +167,6 @@ impl Extractor {
         }
         self.result.implicit = self.implicit.into_iter().collect();
         Ok(self.result)
-    }
-
-    // --- finding directories -------------------------------------------------------------------------------------
-
-    /// The directory that `components` lead to; with `create` missing ones are made.
-    fn parent(&mut self, components: &[&[u8]], create: bool) -> io::Result<Rc<Parent>> {
-        let key = components.join(&b'/');
-        if key.is_empty() {
-            return Ok(Rc::clone(&self.root));
-        }
-        if let Some((recent, parent)) = &self.recent
-            && *recent == key
-        {
-            return Ok(Rc::clone(parent));
-        }
-        let direct = components.len() <= DEEPEST;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        let opened = direct.then(|| path::open_beneath(self.root.fd.as_fd(), as_path(&key), flags));
-        let (fd, path) = match opened {
-            Some(Ok(fd)) => (fd, key.clone()),
-            _ => self.walk(components, create)?,
-        };
-        let setgid = Mode::from_bits_truncate(fstat(&fd)?.st_mode).contains(Mode::S_ISGID);
-        let parent = Rc::new(Parent { fd, path, setgid });
-        self.recent = Some((key, Rc::clone(&parent)));
-        Ok(parent)
-    }
-
-    /// Resolves `components` one by one, following links inside the layer.
-    fn walk(&mut self, components: &[&[u8]], create: bool) -> io::Result<(OwnedFd, Vec<u8>)> {
-        let mut todo: VecDeque<Vec<u8>> = components.iter().map(|c| c.to_vec()).collect();
-        let mut done: Vec<Vec<u8>> = Vec::new();
-        let mut here = self.root.fd.try_clone()?;
-        let mut links = 0;
-        while let Some(name) = todo.pop_front() {
-            if name == b".." {
-                done.pop();
-                here = self.reopen(&done)?;
-                continue;
-            }
-            let component = OsStr::from_bytes(&name);
-            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let next = match openat(&here, component, flags, Mode::empty()) {
-                Err(Errno::ENOENT) if create => self.implicit_directory(&here, &done, &name)?,
-                Err(errno @ (Errno::ENOTDIR | Errno::ELOOP)) => {
-                    if let Ok(target) = readlinkat(&here, component) {
-                        links += 1;
-                        if links > MOST_LINKS {
-                            return Err(Errno::ELOOP.into());
-                        }
-                        if target.as_bytes().starts_with(b"/") {
-                            done.clear();
-                            here = self.root.fd.try_clone()?;
-                        }
-                        for part in parts(target.as_bytes()).rev() {
-                            todo.push_front(part.to_vec());
-                        }
-                        continue;
-                    }
-                    if !create || !self.whiteouts.contains(&joined(&done, &name)) {
-                        return Err(errno.into());
-                    }
-                    self.revived_directory(&here, &done, &name)?
-                }
-                other => other?,
-            };
-            done.push(name);
-            if done.len() > DEEPEST {
-                return Err(invalid(format!("a directory more than {DEEPEST} levels deep")));
-            }
-            here = next;
-        }
-        Ok((here, done.join(&b'/')))
-    }
-
-    fn reopen(&self, done: &[Vec<u8>]) -> io::Result<OwnedFd> {
-        if done.is_empty() {
-            return self.root.fd.try_clone();
-        }
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        Ok(path::open_beneath(self.root.fd.as_fd(), as_path(&done.join(&b'/')), flags)?)
-    }
-
-    fn implicit_directory(&mut self, here: &OwnedFd, done: &[Vec<u8>], name: &[u8]) -> io::Result<OwnedFd> {
-        let component = OsStr::from_bytes(name);
-        let mode = Mode::from_bits_truncate(0o755);
-        mkdirat(here, component, mode)?;
-        fchownat(
-            here,
-            component,
-            Some(Uid::from_raw(0)),
-            Some(Gid::from_raw(0)),
-            AtFlags::AT_SYMLINK_NOFOLLOW,
-        )?;
-        // the umask may have taken bits; nobody else knows this directory, so the name still means what was just made
-        fchmodat(here, component, mode, FchmodatFlags::FollowSymlink)?;
-        self.implicit.insert(joined(done, name));
-        self.count(0);
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(openat(here, component, flags, Mode::empty())?)
-    }
-
-    /// A directory where this layer had a whiteout: its content replaces the lower one's.
-    fn revived_directory(&mut self, here: &OwnedFd, done: &[Vec<u8>], name: &[u8]) -> io::Result<OwnedFd> {
-        unlinkat(here, OsStr::from_bytes(name), UnlinkatFlags::NoRemoveDir)?;
-        self.whiteouts.remove(&joined(done, name));
-        let fd = self.implicit_directory(here, done, name)?;
-        self.mark_opaque(fd.as_fd())?;
-        Ok(fd)
     }
 
     // --- making entries ------------------------------------------------------------------------------------------
@@ -457,7 +338,7 @@ impl Extractor {
         self.mark_opaque(fd.as_fd())
     }
 
-    fn mark_opaque(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn mark_opaque(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
         match path::set_xattr(fd, OsStr::new(self.opaque), b"y") {
             Err(e) if e.errno == Errno::EPERM && self.opaque.starts_with("trusted.") => {
                 self.opaque = "user.overlay.opaque";
@@ -516,40 +397,11 @@ impl Extractor {
         }
     }
 
-    fn count(&mut self, bytes: u64) {
+    pub(crate) fn count(&mut self, bytes: u64) {
         self.result.inodes += 1;
         self.result.bytes =
             self.result.bytes.saturating_add(bytes.div_ceil(4096).max(1).saturating_mul(4096));
     }
-}
-
-/// The components of a name: empty ones and `.` fall away, `..` takes one back but may not climb above the root.
-fn clean(name: &[u8]) -> io::Result<Vec<&[u8]>> {
-    let mut components = Vec::new();
-    for part in parts(name) {
-        if part != b".." {
-            components.push(part);
-        } else if components.pop().is_none() {
-            return Err(invalid("a name that climbs above the root"));
-        }
-    }
-    Ok(components)
-}
-
-fn parts(name: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    name.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".")
-}
-
-fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
-    if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
-}
-
-fn joined(done: &[Vec<u8>], name: &[u8]) -> Vec<u8> {
-    join(&done.join(&b'/'), name)
-}
-
-fn as_path(bytes: &[u8]) -> &Path {
-    Path::new(OsStr::from_bytes(bytes))
 }
 
 fn timespec((seconds, nanos): (i64, u32)) -> TimeSpec {

@@ -7,7 +7,7 @@
 //! | `pull` | one pull: resolve, layers, publish |
 //! | `hosts`, `tls`, `auth`, `challenge`, `token`, `failure`, `remote`, `download` | who serves a registry, how to ask, and to ask again |
 //! | `manifest`, `hash` | documents and digests |
-//! | `layer`, `tar`, `pax`, `extract` | a blob becomes a directory |
+//! | `layer`, `tar`, `pax`, `extract`, `walk` | a blob becomes a directory |
 //! | `skeleton`, `view`, `users` | what a stack of layers shows |
 //! | `store`, `layout`, `record`, `recover` | what is here, on disk and in memory |
 //!
@@ -20,6 +20,8 @@ mod challenge;
 mod download;
 mod error;
 mod extract;
+#[cfg(test)]
+mod extract_tests;
 mod failure;
 mod hash;
 mod hosts;
@@ -39,6 +41,7 @@ mod tls;
 mod token;
 pub mod users;
 mod view;
+mod walk;
 
 pub use auth::Auth;
 pub use error::{Error, Kind, Result};
