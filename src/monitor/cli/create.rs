@@ -39,7 +39,7 @@ struct GlanceRoot {
 pub(crate) fn create(global: &Global, make: &Make) -> Result<()> {
     let glance = glance(&make.bundle)?;
     check_console(glance.process.terminal, true, make.console_socket.as_deref())?;
-    let (record, mut process) = begin(global, make, &glance, true)?;
+    let (record, mut process) = begin(global, make, &glance, false)?;
     finish(global, make, &record, &mut process)
 }
 
@@ -62,19 +62,26 @@ pub(crate) fn run(global: &Global, run: &Run) -> Result<u8> {
     let glance = glance(&make.bundle)?;
     check_console(glance.process.terminal, run.detach, make.console_socket.as_deref())?;
     if run.detach {
-        let (record, mut process) = begin(global, make, &glance, false)?;
-        return finish(global, make, &record, &mut process).map(|()| 0);
+        let (record, mut process) = begin(global, make, &glance, true)?;
+        finish(global, make, &record, &mut process)?;
+        return release(global, &record, &mut process).map(|()| 0);
     }
     // Before the child exists: none of its signals is missed.
     let signals = Signals::new()?;
-    let (record, mut process) = begin(global, make, &glance, false)?;
+    let (record, mut process) = begin(global, make, &glance, true)?;
     let console = process.console.take_if(|_| make.console_socket.is_none());
-    let code = finish(global, make, &record, &mut process)
-        .and_then(|()| Waiting { signals, process: &process, console }.wait());
+    finish(global, make, &record, &mut process)?;
+    release(global, &record, &mut process)?;
+    let code = Waiting { signals, process: &process, console }.wait();
     if !run.keep {
         ending::remove(global, &record)?;
     }
     code
+}
+
+/// Let it pass its gate; nothing stays of one whose command cannot run.
+fn release(global: &Global, record: &Record, process: &mut Process) -> Result<()> {
+    process.start().map_err(Failed::from).or_else(|error| ending::remove(global, record).and(Err(error)))
 }
 
 fn glance(bundle: &Path) -> Result<Glance> {
@@ -94,8 +101,9 @@ fn check_console(terminal: bool, detached: bool, socket: Option<&Path>) -> Resul
     }
 }
 
-/// Make the container; nothing stays of one that could not be made.
-fn begin(global: &Global, make: &Make, glance: &Glance, gated: bool) -> Result<(Record, Process)> {
+/// Make the container, waiting at its gate: when it runs its record is complete. Nothing stays of one that could not
+/// be made. `started`: it will pass the gate at once.
+fn begin(global: &Global, make: &Make, glance: &Glance, started: bool) -> Result<(Record, Process)> {
     let directory = record::directory(global, &make.id);
     let mut builder = fs::DirBuilder::new();
     builder.mode(0o700);
@@ -109,8 +117,8 @@ fn begin(global: &Global, make: &Make, glance: &Glance, gated: bool) -> Result<(
     let mut record = Record::new(&make.id, &make.bundle);
     record.rootfs = make.bundle.join(&glance.root.path);
     record.annotations.clone_from(&glance.annotations);
-    record.started = !gated;
-    let made = record.save(global).and_then(|()| execute(global, make, gated)).and_then(|process| {
+    record.started = started;
+    let made = record.save(global).and_then(|()| execute(global, make)).and_then(|process| {
         record.pid = process.pid;
         record.start_time = process.start_time;
         record.cgroup = process.cgroup.path().to_owned();
@@ -125,14 +133,14 @@ fn begin(global: &Global, make: &Make, glance: &Glance, gated: bool) -> Result<(
     }
 }
 
-fn execute(global: &Global, make: &Make, gated: bool) -> Result<Process> {
+fn execute(global: &Global, make: &Make) -> Result<Process> {
     let gate = record::gate(global, &make.id);
     let pending = executor::create(Create {
         id: &make.id,
         bundle: &make.bundle,
         stdio: own_stdio()?,
         seccomp_cache: &record::seccomp_cache(global),
-        gate: gated.then_some(gate.as_path()),
+        gate: Some(&gate),
         preserve_fds: make.preserve_fds,
     })?;
     let process = pending.complete()?;

@@ -1,0 +1,334 @@
+//! The OCI command line on real bundles: life cycles, exit codes, signals, terminals.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use support::{Bundle, RUNTIME, is_root, lives, wait_until};
+
+/// A root of containers with one bundle.
+struct Node {
+    scratch: tempfile::TempDir,
+    bundle: Bundle,
+}
+
+impl Node {
+    /// `None`, said on stderr: this test cannot run.
+    fn new(test: &str, args: &[&str]) -> Option<Node> {
+        if !is_root() {
+            eprintln!("SKIP {test}: needs root");
+            return None;
+        }
+        let scratch = tempfile::tempdir().expect("scratch");
+        let dir = scratch.path().join("bundle");
+        fs::create_dir(&dir).expect("mkdir");
+        Some(Node { bundle: Bundle::new(&dir, args), scratch })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(RUNTIME);
+        command.arg("--root").arg(self.path("root")).arg("--log").arg(self.path("log.json"));
+        command.args(["--log-format", "json"]).args(args).current_dir(&self.bundle.dir);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn call(&self, args: &[&str]) -> Output {
+        self.command(args).output().expect("runs")
+    }
+
+    /// As `call`, for a command that leaves a process behind: that one must not hold a pipe of this test.
+    fn leave(&self, args: &[&str]) -> (Option<i32>, String) {
+        let err = fs::File::create(self.path("err")).expect("err");
+        let status = self.command(args).stdout(Stdio::null()).stderr(err).status().expect("runs");
+        (status.code(), fs::read_to_string(self.path("err")).expect("err"))
+    }
+
+    fn text(&self, args: &[&str]) -> String {
+        let output = self.call(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+
+    /// What it says when it fails; exit status 1.
+    fn failure(&self, args: &[&str]) -> String {
+        let output = self.call(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let text = String::from_utf8(output.stderr).expect("UTF-8");
+        let log = fs::read_to_string(self.path("log.json")).expect("log");
+        let last: Value = serde_json::from_str(log.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(last["level"], "error");
+        assert_eq!(format!("corten-runtime: {}\n", last["msg"].as_str().expect("msg")), text);
+        text
+    }
+
+    /// Make the container with its output in a file: it is held as long as it lives.
+    fn create(&self, id: &str) {
+        let out = fs::File::create(self.path("out")).expect("out");
+        let mut command = self.command(&["create", "--pid-file", "pid", id]);
+        let status = command.stdout(out).stderr(Stdio::inherit()).status().expect("runs");
+        assert!(status.success());
+    }
+
+    fn out(&self) -> String {
+        fs::read_to_string(self.path("out")).expect("out")
+    }
+
+    fn state(&self, id: &str) -> Value {
+        serde_json::from_str(&self.text(&["state", id])).expect("JSON")
+    }
+
+    fn status(&self, id: &str) -> String {
+        self.state(id)["status"].as_str().expect("status").to_owned()
+    }
+
+    fn is_clean(&self) -> bool {
+        let left = fs::read_dir(self.path("root"))
+            .expect("root")
+            .filter_map(|e| e.ok()?.file_name().into_string().ok());
+        left.filter(|name| name != ".seccomp").count() == 0 && !self.bundle.cgroup.exists().expect("look")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for id in self.call(&["list", "-q"]).stdout.split(|b| *b == b'\n').filter(|id| !id.is_empty()) {
+            let _ = self.call(&["delete", "--force", &String::from_utf8_lossy(id)]);
+        }
+    }
+}
+
+macro_rules! node {
+    ($test:literal, $script:expr) => {
+        match Node::new($test, &["/bin/sh", "-c", $script]) {
+            Some(node) => node,
+            None => return,
+        }
+    };
+}
+
+#[test]
+fn create_start_state_kill_delete() {
+    let node = node!("create_start_state_kill_delete", "echo started; exec sleep 600");
+    node.create("c1");
+    let pid: i32 =
+        fs::read_to_string(node.bundle.dir.join("pid")).expect("pid file").parse().expect("a number");
+    let state = node.state("c1");
+    assert_eq!(
+        (&state["status"], &state["pid"], &state["id"]),
+        (&json!("created"), &json!(pid), &json!("c1"))
+    );
+    assert_eq!(state["bundle"], json!(node.bundle.dir));
+    assert_eq!(node.out(), "", "it waits for its start");
+    assert!(node.failure(&["create", "c1"]).contains("exists already"));
+    node.text(&["start", "c1"]);
+    wait_until("its text", || node.out() == "started\n");
+    assert_eq!(node.status("c1"), "running");
+    assert!(node.failure(&["start", "c1"]).contains("running"));
+    assert!(node.failure(&["delete", "c1"]).contains("must be stopped"));
+    let list: Value = serde_json::from_str(&node.text(&["list", "--format", "json"])).expect("JSON");
+    assert_eq!((list[0]["id"].as_str(), list[0]["status"].as_str()), (Some("c1"), Some("running")));
+    assert!(node.text(&["list"]).lines().nth(1).expect("a row").starts_with("c1 "));
+    assert_eq!(node.text(&["list", "-q"]), "c1\n");
+    let pids: Vec<i32> = serde_json::from_str(&node.text(&["ps", "-f", "json", "c1"])).expect("JSON");
+    assert_eq!(pids, [pid]);
+    node.text(&["kill", "c1", "KILL"]);
+    wait_until("its end", || node.status("c1") == "stopped");
+    assert_eq!(node.state("c1")["pid"], 0);
+    assert!(node.failure(&["kill", "c1"]).contains("not running"));
+    node.text(&["delete", "c1"]);
+    assert!(node.is_clean());
+    assert!(node.failure(&["state", "c1"]).contains("does not exist"));
+    assert!(node.failure(&["delete", "c1"]).contains("does not exist"));
+    node.text(&["delete", "--force", "c1"]);
+}
+
+#[test]
+fn run_returns_the_exit_code_and_cleans_up() {
+    let node = node!("run_returns_the_exit_code_and_cleans_up", "cat; echo err >&2; exit 42");
+    let mut child = node.command(&["run", "c1"]).stdin(Stdio::piped()).spawn().expect("runs");
+    child.stdin.take().expect("stdin").write_all(b"through\n").expect("write");
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(42));
+    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"through\n"[..], &b"err\n"[..]));
+    assert!(node.is_clean());
+    node.call(&["run", "--keep", "c2"]);
+    assert_eq!(node.status("c2"), "stopped");
+    node.text(&["delete", "c2"]);
+    assert!(node.is_clean());
+}
+
+#[test]
+fn what_cannot_run_leaves_nothing() {
+    let Some(mut node) = Node::new("what_cannot_run_leaves_nothing", &["/no/such"]) else { return };
+    for command in ["run", "create"] {
+        // A container that waits for its start may find out only then.
+        let (code, text) = node.leave(&[command, "c1"]);
+        if code == Some(0) {
+            assert!(node.failure(&["start", "c1"]).contains("/no/such"));
+            node.text(&["delete", "c1"]);
+        } else {
+            assert!(text.contains("/no/such") && text.contains("no such file"), "{text}");
+        }
+        assert!(node.is_clean());
+    }
+    node.bundle.set("process", "nonsense", json!(1));
+    fs::write(node.bundle.dir.join("config.json"), "{").expect("write");
+    assert!(node.failure(&["run", "c1"]).contains("config.json"));
+    fs::remove_file(node.bundle.dir.join("config.json")).expect("remove");
+    assert!(node.failure(&["run", "c1"]).contains("no such file"));
+    assert!(!node.path("root").exists() || node.is_clean());
+}
+
+#[test]
+fn a_created_container_can_be_deleted() {
+    let node = node!("a_created_container_can_be_deleted", "echo never");
+    node.create("c1");
+    let pid = node.state("c1")["pid"].as_i64().expect("pid") as i32;
+    node.text(&["delete", "c1"]);
+    assert!(!lives(pid) && node.is_clean());
+    node.create("c2");
+    node.text(&["kill", "c2", "9"]);
+    wait_until("its end", || node.status("c2") == "stopped");
+    assert!(node.failure(&["start", "c2"]).contains("stopped"));
+    node.text(&["delete", "c2"]);
+    assert_eq!(node.out(), "");
+}
+
+fn started(node: &Node, id: &str) -> Child {
+    let out = fs::File::create(node.path("out")).expect("out");
+    let child = node.command(&["run", id]).stdout(out).spawn().expect("runs");
+    wait_until("its text", || node.out().contains("ready\n"));
+    child
+}
+
+#[test]
+fn run_forwards_signals() {
+    let node = node!(
+        "run_forwards_signals",
+        "trap 'echo got TERM; exit 3' TERM; trap 'echo got USR1' USR1; echo ready; while :; do sleep 0.05; done"
+    );
+    let mut child = started(&node, "c1");
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).expect("kill");
+    wait_until("USR1", || node.out().contains("got USR1"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("kill");
+    assert_eq!(child.wait().expect("ends").code(), Some(3));
+    assert!(node.out().contains("got TERM") && node.is_clean());
+}
+
+#[test]
+fn pause_resume_update_exec() {
+    let node = node!("pause_resume_update_exec", "echo ready; while :; do sleep 0.05; done");
+    let mut child = started(&node, "c1");
+    let output =
+        node.call(&["exec", "-e", "A=b", "--cwd", "/usr", "c1", "/bin/sh", "-c", "echo $A; pwd; exit 5"]);
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(5), &b"b\n/usr\n"[..]));
+    let output = node.call(&["exec", "c1", "/no/such"]);
+    assert_eq!(output.status.code(), Some(255));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such"));
+    let left = node.leave(&["exec", "-d", "--pid-file", "exec.pid", "c1", "sleep", "600"]);
+    assert_eq!(left, (Some(0), String::new()));
+    let pid: i32 =
+        fs::read_to_string(node.bundle.dir.join("exec.pid")).expect("pid file").parse().expect("a number");
+    assert!(node.bundle.cgroup.processes().expect("processes").contains(&pid));
+    node.text(&["update", "--memory", "64m", "c1"]);
+    let limit = node.bundle.cgroup.usage().expect("usage").memory_limit;
+    assert_eq!(limit, Some(64 << 20));
+    node.text(&["pause", "c1"]);
+    assert_eq!(node.status("c1"), "paused");
+    assert!(node.failure(&["pause", "c1"]).contains("paused"));
+    node.text(&["resume", "c1"]);
+    assert_eq!(node.status("c1"), "running");
+    node.text(&["pause", "c1"]);
+    node.text(&["delete", "--force", "c1"]);
+    assert!(!lives(pid));
+    child.wait().expect("ends");
+    assert!(node.is_clean());
+}
+
+/// Both sides of a new terminal.
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let pair = nix::pty::openpty(None, None).expect("openpty");
+    (pair.master, pair.slave)
+}
+
+fn with_terminal(node: &mut Node) {
+    node.bundle.config["mounts"].as_array_mut().expect("mounts").extend([
+        json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] }),
+        json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"] }),
+    ]);
+    node.bundle.set("process", "terminal", json!(true));
+}
+
+#[test]
+fn run_relays_a_terminal() {
+    let mut node =
+        node!("run_relays_a_terminal", "test -t 0 && echo ready; read line; echo \"<$line>\"; exit 6");
+    with_terminal(&mut node);
+    let (master, slave) = terminal();
+    let mut command = node.command(&["run", "c1"]);
+    let copy = || Stdio::from(slave.as_fd().try_clone_to_owned().expect("clone"));
+    let mut child = command.stdin(copy()).stdout(copy()).stderr(copy()).spawn().expect("runs");
+    drop((command, slave));
+    let mut master = fs::File::from(master);
+    let mut text = String::new();
+    let mut read_to = |master: &mut fs::File, end: &str| {
+        let mut part = [0; 256];
+        while !text.contains(end) {
+            let count = master.read(&mut part).expect("read");
+            text.push_str(&String::from_utf8_lossy(&part[..count]));
+        }
+        text.clone()
+    };
+    read_to(&mut master, "ready");
+    master.write_all(b"typed\r").expect("type");
+    let text = read_to(&mut master, "<typed>");
+    assert!(!text.contains("corten-runtime:"), "{text}");
+    assert_eq!(child.wait().expect("ends").code(), Some(6));
+    assert!(node.is_clean());
+}
+
+#[test]
+fn create_sends_the_terminal_to_its_socket() {
+    let mut node =
+        node!("create_sends_the_terminal_to_its_socket", "test -t 1 && echo a terminal; sleep 600");
+    with_terminal(&mut node);
+    assert!(node.failure(&["create", "c1"]).contains("--console-socket"));
+    let socket = node.path("console.sock");
+    let listener = sys::socket::listen(&socket).expect("listen");
+    let path = socket.to_string_lossy().into_owned();
+    assert_eq!(node.leave(&["create", "--console-socket", &path, "c1"]).0, Some(0));
+    let (stream, _) = listener.accept().expect("accept");
+    let (mut name, mut fds) = ([0; 64], Vec::new());
+    sys::socket::receive(stream.as_fd(), &mut name, &mut fds).expect("receive");
+    let mut master = fs::File::from(fds.pop().expect("the master side"));
+    node.text(&["start", "c1"]);
+    let mut text = [0; 64];
+    let count = master.read(&mut text).expect("read");
+    assert_eq!(&text[..count], b"a terminal\r\n");
+    node.text(&["delete", "-f", "c1"]);
+    assert!(node.is_clean());
+}
+
+#[test]
+fn spec_and_features() {
+    let Some(node) = Node::new("spec_and_features", &["/bin/true"]) else { return };
+    let dir = node.path("new");
+    fs::create_dir(&dir).expect("mkdir");
+    let path = dir.to_string_lossy().into_owned();
+    node.text(&["spec", "--bundle", &path]);
+    executor::load(&dir).expect("a spec that this runtime takes");
+    assert!(node.failure(&["spec", "--bundle", &path]).contains("file exists"));
+    let features: Value = serde_json::from_str(&node.text(&["features"])).expect("JSON");
+    assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+}
