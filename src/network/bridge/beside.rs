@@ -72,7 +72,7 @@ impl Beside<'_> {
     /// Removes all of it.
     pub(crate) fn remove(&self) -> Outcome<()> {
         if self.nft {
-            Nftables::new(self.config).remove()?;
+            Nftables::new(self.config).remove_forward()?;
         }
         for program in self.programs() {
             for side in ["-i", "-o"] {

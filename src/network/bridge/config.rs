@@ -319,7 +319,10 @@ fn check_families(pools: &[Pool]) -> Outcome<()> {
 }
 
 fn of_this_kernel(mut pools: Vec<Pool>) -> Vec<Pool> {
-    if pools.len() > 1 && !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    // asking by a socket makes the kernel load IPv6 where it is a module that nobody has needed yet
+    let ipv6 = || socket(AddressFamily::Inet6, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).is_ok();
+    if pools.len() > 1 && !ipv6() {
         pools.retain(|pool| pool.subnet.address.is_ipv4());
     }
     pools

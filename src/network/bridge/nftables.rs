@@ -180,7 +180,14 @@ impl Nftables<'_> {
 
     /// Removes the table and the rules in FORWARD; what is not there is fine.
     pub(crate) fn remove(&self) -> Outcome<()> {
-        let mut text = format!("table inet {0} {{}}\ndelete table inet {0}\n", self.table);
+        let text = format!("table inet {0} {{}}\ndelete table inet {0}\n", self.table);
+        program::feed("nft", &["-f", "-"], &text)?;
+        self.remove_forward()
+    }
+
+    /// Removes the rules in FORWARD alone.
+    pub(crate) fn remove_forward(&self) -> Outcome<()> {
+        let mut text = String::new();
         let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
         for (name, family) in [("ip", IPV4), ("ip6", IPV6)] {
             if chain_exists(&mut socket, family, "filter", "FORWARD") != Some(true) {
@@ -194,7 +201,7 @@ impl Nftables<'_> {
                 }
             }
         }
-        program::feed("nft", &["-f", "-"], &text)
+        if text.is_empty() { Ok(()) } else { program::feed("nft", &["-f", "-"], &text) }
     }
 
     /// The body of the table, without its elements.

@@ -31,18 +31,22 @@ fn port(protocol: Protocol, host_port: u16, container_port: u16) -> PortMapping 
     PortMapping { protocol, container_port, host_port, host_ip: None }
 }
 
+/// The policy that Docker leaves behind.
+fn forward_nothing(firewall: &str) {
+    for program in ["iptables", "iptables-legacy", "ip6tables", "ip6tables-legacy"] {
+        let dropped = std::process::Command::new(program).args(["-P", "FORWARD", "DROP"]).status().unwrap();
+        // not every kernel has them all
+        assert!(dropped.success() || program != "iptables-legacy" || firewall != "iptables-legacy");
+    }
+}
+
 /// Everything that rules are for, with one of the programs.
 fn rules_work(firewall: &str) {
     let node = Node::with_firewall(firewall);
     let outside = scene::outside();
     let (out4, out6): (IpAddr, IpAddr) = ("192.0.2.2".parse().unwrap(), "2001:db8::2".parse().unwrap());
     let (host4, host6): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
-    // as Docker leaves it
-    for program in ["iptables", "iptables-legacy", "ip6tables", "ip6tables-legacy"] {
-        let dropped = std::process::Command::new(program).args(["-P", "FORWARD", "DROP"]).status().unwrap();
-        // not every kernel has them all
-        assert!(dropped.success() || program != "iptables-legacy" || firewall != "iptables-legacy");
-    }
+    forward_nothing(firewall);
     runtime().block_on(async {
         let mut server = pod(1);
         server.ports = vec![port(Protocol::Tcp, 8080, 80), port(Protocol::Udp, 5353, 53)];
