@@ -18,9 +18,6 @@ use std::fmt::Display;
 
 use engine::{Error, Kind, Result};
 
-/// RuntimeClass handlers of this node. The empty name is the default one.
-pub(crate) const HANDLERS: [&str; 2] = ["", "corten"];
-
 /// A field that contradicts itself or the interface.
 pub(crate) fn invalid(field: impl Display, problem: impl Display) -> Error {
     Error::new(Kind::Invalid, format!("{field}: {problem}"))
@@ -39,15 +36,6 @@ pub(crate) fn required<T>(value: Option<T>, field: &str) -> Result<T> {
 /// An id or name that must not be empty. (An empty id would be a prefix of every id.)
 pub(crate) fn filled(text: String, field: &str) -> Result<String> {
     if text.is_empty() { Err(invalid(field, "missing")) } else { Ok(text) }
-}
-
-/// A RuntimeClass handler that this node has.
-pub(crate) fn handler(name: String, field: &str) -> Result<String> {
-    if HANDLERS.contains(&name.as_str()) {
-        return Ok(name);
-    }
-    let ours = HANDLERS[1..].join(", ");
-    Err(invalid(field, format_args!("no handler {name:?} on this node (there is {ours})")))
 }
 
 /// A value of a protobuf enumeration, which arrives as a number.

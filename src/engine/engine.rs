@@ -292,6 +292,7 @@ impl Engine {
         NodeStatus {
             runtime: self.ctx.index.admit().map_err(|e| e.chain()),
             network: self.ctx.network.status().await,
+            handlers: self.ctx.settings.handlers.clone(),
         }
     }
 

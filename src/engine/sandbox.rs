@@ -89,11 +89,12 @@ pub(crate) fn cgroup_of(root: &str, config: &PodConfig, id: &str) -> Result<Stri
 pub(crate) fn check(config: &PodConfig, handlers: &[String]) -> Result<()> {
     let security = &config.security;
     let invalid = |text: &str| Err(Error::new(Kind::Invalid, text));
-    if config.name.name.is_empty() || config.name.uid.is_empty() {
-        return invalid("a pod needs a name and a uid");
+    if config.name.name.is_empty() {
+        return invalid("a pod needs a name");
     }
     if !config.runtime_handler.is_empty() && !handlers.contains(&config.runtime_handler) {
-        let text = format!("runtime handler {:?} is not configured", config.runtime_handler);
+        let (asked, all) = (&config.runtime_handler, handlers.join(", "));
+        let text = format!("runtime_handler: no handler {asked:?} on this node (there is {all})");
         return Err(Error::new(Kind::Invalid, text));
     }
     if security.run_as_group.is_some()

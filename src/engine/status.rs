@@ -175,4 +175,6 @@ pub struct NodeStatus {
     pub runtime: Result<(), String>,
     /// NetworkReady.
     pub network: Result<(), String>,
+    /// RuntimeClass handlers besides the default one.
+    pub handlers: Vec<String>,
 }

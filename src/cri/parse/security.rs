@@ -19,7 +19,6 @@ pub(crate) fn pod(
     if let NamespaceMode::Target(_) = own.pid {
         return Err(invalid(format_args!("{field}.namespace_options.pid"), "TARGET is for containers only"));
     }
-    selinux(from.selinux_options, from.privileged, field)?;
     let run_as_user = id(from.run_as_user, field, "run_as_user")?;
     let run_as_group = id(from.run_as_group, field, "run_as_group")?;
     if run_as_group.is_some() && run_as_user.is_none() {
@@ -37,6 +36,7 @@ pub(crate) fn pod(
         readonly_rootfs: from.readonly_rootfs,
         seccomp: seccomp(from.seccomp, &old_seccomp, field)?,
         apparmor: apparmor(from.apparmor, "", field)?,
+        selinux: selinux(from.selinux_options),
         ..SecurityContext::default()
     };
     Ok((context, own))
@@ -50,7 +50,6 @@ pub(crate) fn container(
 ) -> Result<SecurityContext> {
     let from = from.unwrap_or_default();
     let namespace_options = from.namespace_options.or(pod_namespaces);
-    selinux(from.selinux_options, from.privileged, field)?;
     let run_as_user = id(from.run_as_user, field, "run_as_user")?;
     let run_as_group = id(from.run_as_group, field, "run_as_group")?;
     let named = !from.run_as_username.is_empty();
@@ -83,6 +82,7 @@ pub(crate) fn container(
         readonly_paths: paths(from.readonly_paths, &format!("{field}.readonly_paths"))?,
         seccomp: seccomp(from.seccomp, &old_seccomp, field)?,
         apparmor: apparmor(from.apparmor, &old_apparmor, field)?,
+        selinux: selinux(from.selinux_options),
         ..SecurityContext::default()
     })
 }
@@ -136,13 +136,10 @@ fn user_namespace(from: Option<wire::UserNamespace>, field: &str) -> Result<()> 
     }
 }
 
-/// SELinux labels mean nothing to a privileged container; for others we do not set them yet.
-fn selinux(from: Option<wire::SeLinuxOption>, privileged: bool, field: &str) -> Result<()> {
+/// User, role, type, level. Whether this node has a use for them is the engine's to know.
+fn selinux(from: Option<wire::SeLinuxOption>) -> [String; 4] {
     let from = from.unwrap_or_default();
-    if privileged || from == wire::SeLinuxOption::default() {
-        return Ok(());
-    }
-    Err(unsupported(format_args!("{field}.selinux_options"), "SELinux labels are"))
+    [from.user, from.role, from.r#type, from.level]
 }
 
 fn id(from: Option<wire::Int64Value>, field: &str, name: &str) -> Result<Option<i64>> {
@@ -429,13 +426,10 @@ mod tests {
     }
 
     #[test]
-    fn selinux_is_refused_unless_it_means_nothing() {
+    fn selinux_labels_are_handed_on() {
         let labels = Some(wire::SeLinuxOption { r#type: "spc_t".into(), ..Default::default() });
-        assert_eq!(
-            refusal(Context { selinux_options: labels.clone(), ..Default::default() }),
-            (Kind::Unsupported, "context.selinux_options: SELinux labels are not supported yet".into())
-        );
-        assert!(parse(Context { selinux_options: labels, privileged: true, ..Default::default() }).is_ok());
+        let context = parse(Context { selinux_options: labels, ..Default::default() }).unwrap();
+        assert_eq!(context.selinux, ["", "", "spc_t", ""]);
     }
 
     #[test]

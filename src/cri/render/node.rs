@@ -4,7 +4,6 @@ use engine::config::Strings;
 use engine::status::NodeStatus;
 
 use crate::Info;
-use crate::parse::HANDLERS;
 use crate::proto::runtime::v1 as wire;
 
 /// Our name, and the only interface that we speak.
@@ -25,12 +24,14 @@ pub(crate) fn status(from: NodeStatus, info: &Info, verbose: bool) -> wire::Stat
         condition("NetworkReady", "NetworkPluginNotReady", from.network),
     ];
     let features = wire::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
-    let handler = |name: &&str| wire::RuntimeHandler { name: (*name).into(), features: Some(features) };
+    let handler = |name: String| wire::RuntimeHandler { name, features: Some(features) };
+    // the empty name is the default handler
+    let handlers = std::iter::once(String::new()).chain(from.handlers);
     let told = if verbose { [("config".to_owned(), info.config.clone())].into() } else { Strings::new() };
     wire::StatusResponse {
         status: Some(wire::RuntimeStatus { conditions }),
         info: told,
-        runtime_handlers: HANDLERS.iter().map(handler).collect(),
+        runtime_handlers: handlers.map(handler).collect(),
         features: Some(wire::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
@@ -60,7 +61,11 @@ mod tests {
 
     #[test]
     fn conditions_say_why_not() {
-        let from = NodeStatus { runtime: Ok(()), network: Err("no conflist in /etc/cni/net.d".into()) };
+        let from = NodeStatus {
+            runtime: Ok(()),
+            network: Err("no conflist in /etc/cni/net.d".into()),
+            handlers: vec!["corten".into()],
+        };
         let info = Info { version: "0.1.0".into(), slow_request: Duration::ZERO, config: "{\"a\":1}".into() };
         let got = status(from.clone(), &info, false);
         let conditions = got.status.unwrap().conditions;
