@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
 use crate::container::{Container, Phase};
-use crate::events::{Key, Timer};
+use crate::events::{Armed, Key, Timer};
 use crate::lines;
 use crate::protocol::{Exit, Known, Reply};
 use crate::record;
@@ -114,7 +114,7 @@ impl Supervisor {
         self.events.remove(&pending);
         match pending.complete() {
             Err(error) => {
-                session.timer.map(|timer| self.events.disarm(timer));
+                self.disarm(session.timer);
                 if let Some(peer) = session.peer.take() {
                     self.refuse(peer, error.into());
                 }
@@ -162,17 +162,23 @@ impl Supervisor {
 
     fn session_ended(&mut self, key: Key, code: i32) {
         let Some(session) = self.sessions.remove(&key) else { return };
-        session.timer.map(|timer| self.events.disarm(timer));
+        self.disarm(session.timer);
         let exit = Exit { code, at: lines::now(), oom_killed: false, timed_out: session.timed_out };
         if let Some(peer) = session.peer {
             self.answer(peer, &Reply::Exited { container: session.container, exit });
         }
     }
 
+    fn disarm(&mut self, timer: Option<Armed>) {
+        if let Some(timer) = timer {
+            self.events.disarm(timer);
+        }
+    }
+
     /// Let go of a session that has no process yet.
     pub(crate) fn forget_session(&mut self, key: Key) {
         let Some(session) = self.sessions.remove(&key) else { return };
-        session.timer.map(|timer| self.events.disarm(timer));
+        self.disarm(session.timer);
         if let SessionPhase::Entering(pending) = session.phase {
             self.events.remove(&pending);
         }

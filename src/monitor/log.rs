@@ -64,7 +64,11 @@ impl Log {
     /// Go on in a file that is opened anew by the same path. On error the old file stays in use.
     pub fn reopen(&mut self) -> io::Result<()> {
         let new = open(&self.path)?;
-        if self.begun > 0 && !self.flush() && self.begun > 0 {
+        if self.begun > 0 {
+            self.flush();
+        }
+        // Still so: the old file takes no more.
+        if self.begun > 0 {
             let length = self.file.metadata()?.len();
             self.file.set_len(length.saturating_sub(self.begun as u64))?;
             self.begun = 0;
