@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Engine ──index──▶ PodHandle ──Command──▶ task of a pod ──spawns──▶ effects ──Done──▶ task of a pod
-//!    ▲                                     (pod, workload)           (sandbox, bundle, monitor, network, images)
+//!    ▲                                     (pod, stages, workload, ending)  (sandbox, bundle, monitor, network, images)
 //!    └────────────────PodView (watch)──────────┘
 //!
 //! what may be done    admission              what is on disk    record, paths
@@ -25,6 +25,7 @@ mod container;
 mod context;
 mod debts;
 mod effects;
+mod ending;
 mod engine;
 mod error;
 mod exec;
@@ -38,6 +39,7 @@ mod record;
 mod recovery;
 mod sandbox;
 mod settings;
+mod stages;
 pub mod status;
 pub mod step;
 mod trash;

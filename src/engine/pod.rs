@@ -35,8 +35,8 @@ use crate::effects::Done;
 use crate::index::PodHandle;
 use crate::operation::{Answer, Operation, Retry};
 use crate::process::{Event, Monitor};
-use crate::record::{self, Outlive, PodIntent, PodRecord};
-use crate::sandbox::{self, SetUp};
+use crate::record::{PodIntent, PodRecord};
+use crate::sandbox;
 use crate::step::Step;
 pub(crate) use crate::view::PodView;
 use crate::view::{self, ContainerView};
@@ -275,42 +275,6 @@ impl Pod {
         }
     }
 
-    /// Begin to stop: from Ready everything in it is killed; from Stopped what is owed is paid again.
-    pub(crate) async fn stop(&mut self, op: Operation<()>) {
-        self.retry = None;
-        let part = match std::mem::replace(&mut self.state, State::Stopped) {
-            State::Ready(monitor) => Teardown::Killing(Some(monitor)),
-            _ => Teardown::Killing(None),
-        };
-        op.step.enter("kill the containers");
-        self.state = State::Stopping { op, part };
-        self.intend(PodIntent::Stop).await;
-    }
-
-    async fn remove(&mut self, op: Operation<()>) {
-        self.retry = None;
-        op.step.enter("remove the containers");
-        for container in self.containers.values_mut() {
-            container.retry = None;
-        }
-        self.state = State::Removing { op, part: Removal::Containers };
-        self.intend(PodIntent::Remove).await;
-    }
-
-    /// Write down what is to be done. When the disk refuses, it is done all the same.
-    async fn intend(&mut self, intent: PodIntent) {
-        // an undone pod stays unlisted, and a removal is not taken back
-        if matches!(self.record.intent, PodIntent::Create | PodIntent::Remove) || self.record.intent == intent
-        {
-            return;
-        }
-        self.record.intent = intent;
-        let (dir, record) = (self.ctx.paths.pod(&self.record.id), self.record.clone());
-        if let Err(error) = debts::blocking(move || record::write(&dir, &record, Outlive::Daemon)).await {
-            tracing::warn!(pod = %self.record.id, %error, "the pod's record could not be written");
-        }
-    }
-
     /// Go on with what depends on the containers.
     async fn advance(&mut self) {
         if matches!(self.state, State::Stopping { part: Teardown::Killing(_), .. }) {
@@ -324,63 +288,6 @@ impl Pod {
         }
     }
 
-    /// Everything that the pod has is given back; the monitor ends.
-    fn release(&mut self) {
-        let State::Stopping { op, part } = &mut self.state else { return };
-        op.step.enter("release the network and end the monitor");
-        // dropping the watch first: its end is no loss
-        *part = Teardown::Releasing;
-        let mut owed = sandbox::debts(&self.ctx, &self.record);
-        owed.extend(self.owed.drain(..).filter(|debt| !owed.contains(debt)).collect::<Vec<_>>());
-        self.pay(owed);
-    }
-
-    /// Pay debts; [`Done::Paid`] follows.
-    fn pay(&mut self, owed: Vec<Debt>) {
-        self.retry = None;
-        let ctx = self.ctx.clone();
-        self.effects.spawn(async move {
-            let (unpaid, failures) = debts::pay(&ctx, owed).await;
-            Done::Paid { unpaid, failures }
-        });
-    }
-
-    async fn remove_all(&mut self) {
-        let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
-        for id in ids {
-            self.remove_unasked(&id).await;
-        }
-        if let Some(why) = self.stuck() {
-            return self.give_up(why);
-        }
-        if self.containers.is_empty() && self.creating.is_empty() {
-            let State::Removing { op, part } = &mut self.state else { return };
-            op.step.enter("remove the pod's directories");
-            *part = Removal::Rest;
-            let mut owed = std::mem::take(&mut self.owed);
-            owed.push(Debt::Tree(self.ctx.paths.pod(&self.record.id)));
-            self.pay(owed);
-        }
-    }
-
-    /// Why a container cannot be removed now.
-    fn stuck(&self) -> Option<Error> {
-        self.containers.values().find_map(|c| c.retry.as_ref().map(|retry| retry.why.again()))
-    }
-
-    /// Removing failed: tell, and try again later.
-    fn give_up(&mut self, why: Error) {
-        let State::Removing { op, .. } = std::mem::replace(&mut self.state, State::Stopped) else { return };
-        op.finish(Err(why.again()));
-        self.try_later(why);
-    }
-
-    fn try_later(&mut self, why: Error) {
-        let retry = Retry::after(why, self.pause);
-        self.pause = Some(retry.pause());
-        self.retry = Some(retry);
-    }
-
     /// An effect has come to its end.
     async fn done(&mut self, done: Done) {
         match done {
@@ -390,77 +297,6 @@ impl Pod {
             other => self.container_done(other).await,
         }
         self.again().await;
-    }
-
-    fn set_up(&mut self, ready: SetUp) {
-        self.record = ready.record;
-        let id = self.record.id.clone();
-        if let State::Creating(op) = std::mem::replace(&mut self.state, State::Ready(ready.monitor)) {
-            tracing::info!(pod = %id, name = self.record.config.name.name, "pod is ready");
-            // seen before it is told
-            self.publish();
-            op.finish(Ok(id));
-        }
-    }
-
-    fn not_set_up(&mut self, error: Error, unpaid: Vec<Debt>, failures: Vec<Error>) {
-        let context = format!("run pod {}", self.record.config.name.name);
-        let (name, id) = (self.record.config.name.clone(), self.record.id.clone());
-        let State::Creating(op) = std::mem::replace(&mut self.state, State::Gone) else { return };
-        match debts::as_error("undo".to_owned(), failures) {
-            None => self.ctx.index.remove(&name, &id),
-            Some(why) => {
-                tracing::warn!(pod = %id, error = why.chain(), "a pod that failed is not undone yet");
-                self.ctx.index.free(&name, &id);
-                self.state = State::Stopped;
-                self.owed = unpaid;
-                self.try_later(why);
-            }
-        }
-        op.finish(Err(error.within(context)));
-    }
-
-    /// Debts were paid, or not.
-    fn paid(&mut self, unpaid: Vec<Debt>, failures: Vec<Error>) {
-        let context = match &self.state {
-            State::Removing { .. } => "remove pod",
-            _ => "stop pod",
-        };
-        let failure = debts::as_error(format!("{context} {}", self.record.id.short()), failures);
-        self.owed.extend(unpaid);
-        match &failure {
-            Some(why) => {
-                tracing::warn!(pod = %self.record.id, error = why.chain(), "not everything could be given back yet");
-                self.try_later(why.again());
-            }
-            None => self.pause = None,
-        }
-        match std::mem::replace(&mut self.state, State::Stopped) {
-            State::Stopping { op, part: Teardown::Releasing } => {
-                self.publish();
-                op.finish(failure.map_or(Ok(()), Err));
-            }
-            State::Removing { op, part: Removal::Rest } => {
-                if failure.is_none() {
-                    self.gone();
-                }
-                op.finish(failure.map_or(Ok(()), Err));
-            }
-            // paid beside something else
-            other => self.state = other,
-        }
-        // an undone pod ends with its last debt
-        let undone = self.record.intent == PodIntent::Create && matches!(self.state, State::Stopped);
-        if undone && self.owed.is_empty() {
-            self.gone();
-        }
-    }
-
-    fn gone(&mut self) {
-        self.state = State::Gone;
-        self.ctx.index.remove(&self.record.config.name, &self.record.id);
-        self.publish();
-        tracing::info!(pod = %self.record.id, "pod is gone");
     }
 
     /// Look again at what was put off.
@@ -489,40 +325,11 @@ impl Pod {
         self.again().await;
     }
 
-    async fn stop_lost(&mut self) {
-        match &mut self.state {
-            State::Stopping { part: Teardown::Killing(monitor), .. } => *monitor = None,
-            State::Ready(_) => self.stop(Operation::unasked()).await,
-            _ => {}
-        }
-    }
-
     /// The next moment at which something is due.
     fn next_wake(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(3600);
         let containers = self.containers.values().filter_map(Self::due);
         self.retry.iter().map(|retry| retry.at).chain(containers).min().unwrap_or(far)
-    }
-
-    async fn wake(&mut self) {
-        let now = Instant::now();
-        self.containers_due(now).await;
-        if self.retry.as_ref().is_none_or(|retry| retry.at > now) {
-            return;
-        }
-        match (&self.state, self.record.intent) {
-            (State::Stopped, PodIntent::Remove) => self.remove(Operation::unasked()).await,
-            (State::Stopped, PodIntent::Create) => {
-                let owed = std::mem::take(&mut self.owed);
-                self.pay(owed);
-            }
-            (State::Stopped, _) => self.stop(Operation::unasked()).await,
-            (State::Ready(_), _) => {
-                let owed = std::mem::take(&mut self.owed);
-                self.pay(owed);
-            }
-            _ => self.retry = None,
-        }
     }
 
     /// The monitor, as long as the pod is not being released.

@@ -169,6 +169,9 @@ fn arguments(dir: &Path, seccomp: &Path) -> io::Result<Vec<CString>> {
 
 /// End the monitor of a run directory with everything it holds. None there: success.
 pub(crate) async fn end(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
     let Some(alive) = Alive::find(&dir.join("monitor.pid")).or_else(|| scan(dir)) else { return Ok(()) };
     let asked = timeout(END_DEADLINE, Link::new(dir).call(&Request::Shutdown)).await;
     let polite = matches!(asked, Ok(Ok(_)));

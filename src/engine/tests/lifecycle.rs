@@ -237,6 +237,32 @@ async fn another_daemon_adopts() {
     eventually("nothing is left", || node.leftovers().is_empty()).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_goes_on_under_the_next_daemon() {
+    if !private("a_stop_goes_on_under_the_next_daemon") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let stubborn = node.container("c", "trap '' TERM; echo up; while true; do sleep 1; done");
+    let id = engine.create_container(pod.as_str(), stubborn).await.unwrap();
+    engine.start_container(id.as_str()).await.unwrap();
+    eventually("it is up", || node.log("p", "c") == "up\n").await;
+    let (stopper, at) = (engine.clone(), id.clone());
+    let stop = tokio::spawn(async move { stopper.stop_container(at.as_str(), Duration::from_secs(2)).await });
+    let mut stage = String::new();
+    while !stage.contains("Stopping") {
+        stage = engine.verbose_container(id.as_str()).await.unwrap().remove("info").unwrap();
+    }
+    let engine = reopen(&node, engine, || async {}).await;
+    assert_eq!(stop.await.unwrap().unwrap_err().kind, Kind::Unavailable);
+    assert_eq!(node.ended(&engine, &id).await, (137, "Error".to_owned()));
+    engine.stop_container(id.as_str(), Duration::from_secs(2)).await.unwrap();
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}
+
 async fn reopen<F: Future<Output = ()>>(
     node: &Node,
     engine: engine::Engine,
