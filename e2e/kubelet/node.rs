@@ -159,6 +159,8 @@ impl Kubelet {
             remove_cgroups(&hierarchy.join(self.cgroup_root.trim_start_matches('/')));
         }
         unmount_below(&self.scratch);
+        // only there where the processor was given a speed
+        nix::mount::umount("/proc/cpuinfo").ok();
         fs::remove_dir_all(&self.scratch).context("remove the scratch folder")?;
         gone
     }
