@@ -340,6 +340,10 @@ fn global_headers_are_defaults() {
     assert_eq!((meta("a").uid(), meta("a").mtime(), meta("a").mtime_nsec()), (9, 77, 500_000_000));
     assert_eq!((meta("b").uid(), meta("b").mtime()), (3, 77));
     assert_eq!(meta("c").uid(), 0, "an empty value takes the default back");
+    let many = (0..200).fold(Raw::default(), |raw, n| {
+        raw.pax(true, &[(format!("SCHILY.xattr.user.{n}").as_str(), &[b'x'; 1000][..])])
+    });
+    assert!(Place::new().unpack(&many.end()).unwrap_err().to_string().contains("global headers"));
 }
 
 /// What GNU tar writes in its several formats, long names and holes included.

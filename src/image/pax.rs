@@ -69,7 +69,7 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 /// Whether a global header may say this. Names and sizes belong to one entry: a global one would make readers disagree
 /// about where entries end.
 pub(crate) fn may_be_global(key: &str) -> bool {
-    !matches!(key, "path" | "linkpath" | "size") && !key.starts_with("GNU.sparse.")
+    matches!(key, "uid" | "gid" | "mtime") || key.starts_with(XATTR)
 }
 
 /// Applies the records to an entry, but for sparse files.

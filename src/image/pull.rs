@@ -23,12 +23,11 @@ use crate::download::Download;
 use crate::error::{Error, Kind, Result};
 use crate::hash;
 use crate::layer::{self, Expected, Feed};
-use crate::layout::Scratch;
 use crate::manifest::{self, Config, Descriptor, LONGEST_CONFIG, LONGEST_MANIFEST, Manifest, Root};
 use crate::record::{self, ImageRecord, LayerRecord, VERSION, escape, unescape};
 use crate::remote::{Ask, Remote};
 use crate::skeleton;
-use crate::store::{ImageId, ImageState, Inner, LayerState, State, drop_elsewhere};
+use crate::store::{ImageId, ImageState, Inner, LayerState, drop_elsewhere};
 
 /// The outcome of a running pull, for all who wait for it.
 pub(crate) type Joined = Shared<BoxFuture<'static, Result<ImageId>>>;
@@ -317,13 +316,15 @@ fn publish(inner: &Inner, reference: &Reference, resolved: &Resolved) -> Result<
         written |= write_document(inner, &inner.layout.manifest(digest), bytes)?;
     }
     written |= add_skeleton(inner, id, &diff_ids)?;
-    let fresh: Vec<(Digest, Scratch)> = take_unpublished(&mut inner.state(), &diff_ids);
-    let sync =
-        || -> std::io::Result<()> { Ok(sys::path::sync_file_system(File::open(inner.layout.root())?)?) };
-    if written || !fresh.is_empty() {
-        sync().map_err(|e| Error::io(format!("sync {}", inner.layout.root().display()), e))?;
+    let ids: BTreeSet<&Digest> = diff_ids.iter().collect();
+    written |=
+        ids.iter().any(|id| inner.state().layers.get(*id).is_some_and(|layer| layer.unpublished.is_some()));
+    if written {
+        let synced =
+            || -> std::io::Result<()> { Ok(sys::path::sync_file_system(File::open(inner.layout.root())?)?) };
+        synced().map_err(|e| Error::io(format!("sync {}", inner.layout.root().display()), e))?;
     }
-    publish_layers(inner, fresh)?;
+    publish_layers(inner, &ids)?;
     let size =
         resolved.layers.iter().fold(resolved.manifest.config.size, |sum, l| sum.saturating_add(l.size));
     let record = ImageRecord {
@@ -380,24 +381,23 @@ fn add_skeleton(inner: &Inner, id: &Digest, diff_ids: &[Digest]) -> Result<bool>
     Ok(needed)
 }
 
-/// Takes the scratch trees of those layers that are not published, for publishing under the disk lock.
-fn take_unpublished(state: &mut State, diff_ids: &[Digest]) -> Vec<(Digest, Scratch)> {
-    let ids: BTreeSet<&Digest> = diff_ids.iter().collect();
-    ids.into_iter()
-        .filter_map(|id| Some((id.clone(), state.layers.get_mut(id)?.unpublished.take()?)))
-        .collect()
-}
-
-fn publish_layers(inner: &Inner, fresh: Vec<(Digest, Scratch)>) -> Result<()> {
-    if fresh.is_empty() {
-        return Ok(());
-    }
-    for (id, scratch) in fresh {
-        let target = inner.layout.layer(&id);
+/// Renames those layers that are not published yet to where they belong.
+fn publish_layers(inner: &Inner, ids: &BTreeSet<&Digest>) -> Result<()> {
+    let mut renamed = false;
+    for id in ids {
+        let mut state = inner.state();
+        let Some(scratch) = state.layers.get_mut(*id).and_then(|layer| layer.unpublished.take()) else {
+            continue;
+        };
+        let target = inner.layout.layer(id);
         if let Err(e) = scratch.publish(&target) {
-            inner.state().layers.remove(&id);
+            state.layers.remove(*id);
             return Err(Error::io(format!("publish the layer {}", target.display()), e));
         }
+        renamed = true;
+    }
+    if !renamed {
+        return Ok(());
     }
     let folder = inner.layout.folder("layers");
     let synced = File::open(&folder).and_then(|dir| dir.sync_all());

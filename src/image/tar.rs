@@ -18,6 +18,8 @@ use crate::pax::{self, Records};
 const BLOCK: usize = 512;
 /// The longest PAX header or GNU long name that is read.
 const LONGEST_META: u64 = 1 << 20;
+/// The most that global PAX headers may say in all.
+const LONGEST_GLOBAL: usize = 64 << 10;
 /// The most data regions of one sparse file.
 pub(crate) const MOST_CHUNKS: usize = 1 << 20;
 
@@ -100,6 +102,12 @@ impl<R: BufRead> Archive<R> {
                 b'g' => {
                     let records = pax::parse(&self.meta(&header)?)?;
                     self.global.extend(records.fields.into_iter().filter(|(k, _)| pax::may_be_global(k)));
+                    // each entry starts from a copy of them
+                    if self.global.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>()
+                        > LONGEST_GLOBAL
+                    {
+                        return Err(invalid(format!("global headers of more than {LONGEST_GLOBAL} bytes")));
+                    }
                 }
                 b'L' => extensions.long_name = Some(text(&self.meta(&header)?).to_vec()),
                 b'K' => extensions.long_link = Some(text(&self.meta(&header)?).to_vec()),

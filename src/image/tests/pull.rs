@@ -600,6 +600,47 @@ async fn undescribed_parents_look_as_the_lower_layer_says() {
     assert_eq!(store.hold(&added.id, &holder(1)).await.unwrap().lower.len(), 2);
 }
 
+/// The kernel's own view of a stack, mounted in a mount namespace that ends with the command.
+#[tokio::test(flavor = "multi_thread")]
+async fn overlayfs_shows_what_the_layers_mean() {
+    let scene = Scene::new().await;
+    let store = scene.store().await;
+    let mut base = tar::Builder::new(Vec::new());
+    directory(&mut base, "tmp/", 0o1777, 0);
+    directory(&mut base, "opaque/", 0o755, 0);
+    directory(&mut base, "again/", 0o755, 0);
+    for path in ["opaque/lower", "again/lower", "gone", "kept", "tmp/lower"] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        base.append_data(&mut header, path, &[][..]).unwrap();
+    }
+    let upper = gzip(&[
+        (".wh.gone", b""),
+        ("opaque/.wh..wh..opq", b""),
+        ("opaque/upper", b""),
+        (".wh.again", b""),
+        ("again/upper", b""),
+        ("tmp/upper", b""),
+    ]);
+    let layers = vec![(Packing::Gzip, base.into_inner().unwrap()), upper];
+    let added = scene.registry.add("x/y", "1", &Image { layers, ..Image::default() });
+    store.pull(&scene.registry.name("x/y:1"), None).await.unwrap();
+    let rootfs = store.hold(&added.id, &holder(1)).await.unwrap();
+    let lower: Vec<String> = rootfs.lower.iter().map(|path| path.display().to_string()).collect();
+    let target = scene.dir.path().join("mount");
+    std::fs::create_dir(&target).unwrap();
+    let script = format!(
+        "mount -t overlay none -o lowerdir={} {target} && cd {target} && stat -c %a tmp && find . | LC_ALL=C sort",
+        lower.join(":"),
+        target = target.display(),
+    );
+    let shown =
+        std::process::Command::new("unshare").args(["--mount", "sh", "-c", &script]).output().unwrap();
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let wanted = "1777\n.\n./again\n./again/upper\n./kept\n./opaque\n./opaque/upper\n./tmp\n./tmp/lower\n./tmp/upper\n";
+    assert_eq!(String::from_utf8_lossy(&shown.stdout), wanted);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn users_are_found_in_the_layers() {
     let scene = Scene::new().await;
