@@ -141,10 +141,15 @@ fn bring_up_network() -> Result<()> {
         "route add default via 192.168.250.254 dev node0",
         "-6 route add default via fd00:250::fe dev node0",
     ];
-    for step in steps {
+    for step in steps.iter().filter(|step| has_ipv6() || !step.starts_with("-6")) {
         quiet(command(&["ip"]).args(step.split(' ')))?;
     }
     Ok(())
+}
+
+/// Whether this kernel has IPv6; the uml one has not.
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// Write the daemon's configuration. What the caller adds comes after ours and wins.
@@ -167,7 +172,10 @@ fn configure(inside: &Inside, kit: &Kit) -> Result<()> {
     );
     if inside.official_cni {
         text += &format!("bin_dirs = [\"{}\"]\n", kit.cni.display());
-        fs::write(networks.join("10-official.conflist"), cni::official(&inside.dir.join("run/cni")))?;
+        fs::write(
+            networks.join("10-official.conflist"),
+            cni::official(&inside.dir.join("run/cni"), has_ipv6()),
+        )?;
     } else {
         text += "bin_dirs = []\nbuiltin = \"auto\"\n";
     }
