@@ -58,10 +58,18 @@ pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, String> {
 }
 
 fn start_reaper() -> io::Result<Reaper> {
+    let (mut reader, writer) = io::pipe()?;
     match clone3(Clone { namespaces: libc::CLONE_NEWPID, ..Clone::default() })? {
-        Side::Parent { pid, pidfd } => Ok(Reaper { pid, pidfd }),
+        Side::Parent { pid, pidfd } => {
+            drop(writer);
+            // Its byte, then the end: it will die with us, and holds nothing of ours.
+            let mut told = Vec::new();
+            reader.read_to_end(&mut told)?;
+            if told.is_empty() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(Reaper { pid, pidfd }) }
+        }
         Side::Child => {
-            reap_for_ever();
+            drop(reader);
+            reap_for_ever(&writer);
             sys::process::exit_now(1)
         }
     }
@@ -69,10 +77,12 @@ fn start_reaper() -> io::Result<Reaper> {
 
 /// Init of the pod's PID namespace: orphans of all containers come here. It handles no signal, so only the kernel,
 /// its monitor and the node's root can end it, and with it everything in the namespace.
-fn reap_for_ever() {
-    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+fn reap_for_ever(mut ready: &io::PipeWriter) {
     let _ = nix::sys::prctl::set_name(c"corten-reaper");
-    if sys::inherit::close_all().is_err() {
+    // From here on the monitor's end is told by a signal; one that came before, by nobody reading.
+    let dies_with_it =
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_ok() && ready.write_all(b"+").is_ok();
+    if !dies_with_it || sys::inherit::close_all().is_err() {
         return;
     }
     let children = SigSet::from(Signal::SIGCHLD);
