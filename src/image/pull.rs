@@ -371,7 +371,8 @@ fn add_skeleton(inner: &Inner, id: &Digest, diff_ids: &[Digest]) -> Result<bool>
             let record: LayerRecord = record::read(&path.join("layer.json")).map_err(failed)?;
             implicit = record.implicit.iter().filter_map(|text| unescape(text)).collect();
         }
-        described.push(skeleton::Layer { root: path.join("fs"), implicit });
+        let root = sys::path::open_directory(&path.join("fs")).map_err(|e| failed(e.into()))?;
+        described.push(skeleton::Layer { root, implicit });
     }
     let scratch = inner.layout.scratch_tree()?;
     let needed = skeleton::build(&described, &scratch.path().join("fs")).map_err(failed)?;

@@ -15,7 +15,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, futimens, mkdirat};
@@ -27,7 +27,7 @@ use crate::view::{Found, find};
 
 /// One layer: its directory and the directories that it does not describe.
 pub(crate) struct Layer {
-    pub(crate) root: PathBuf,
+    pub(crate) root: OwnedFd,
     pub(crate) implicit: BTreeSet<Vec<u8>>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn build(layers: &[Layer], target: &Path) -> io::Result<bool> {
     let mut wanted: BTreeSet<Vec<u8>> = BTreeSet::new();
     let candidates: BTreeSet<&Vec<u8>> = layers.iter().flat_map(|layer| &layer.implicit).collect();
     let mut needed = false;
-    for path in candidates {
+    for path in candidates.into_iter().filter(|path| is_described(layers, path)) {
         if model(layers, path)?.is_some_and(|model| model.covered && !is_plain(&model)) {
             needed = true;
             wanted.extend(ancestors(path));
@@ -65,6 +65,14 @@ pub(crate) fn build(layers: &[Layer], target: &Path) -> io::Result<bool> {
         imitate(fd, model)?;
     }
     Ok(true)
+}
+
+/// Whether any layer describes this directory. Mostly none does, and one call per layer tells.
+fn is_described(layers: &[Layer], path: &[u8]) -> bool {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let name = if path.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(path)) };
+    let has = |layer: &Layer| path::open_beneath(layer.root.as_fd(), name, flags).is_ok();
+    layers.iter().any(|layer| !layer.implicit.contains(path) && has(layer))
 }
 
 /// `a`, `a/b`, `a/b/c` of `a/b/c`.
@@ -93,7 +101,7 @@ fn model(layers: &[Layer], path: &[u8]) -> io::Result<Option<Model>> {
 
 /// The directory at `path` in one layer, and whether this layer hides what lower ones have there.
 fn locate(layer: &Layer, path: &[u8]) -> io::Result<(Option<OwnedFd>, bool)> {
-    let mut here = path::open_directory(&layer.root)?;
+    let mut here = layer.root.try_clone()?;
     let mut ends = false;
     for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
         match find(&here, OsStr::from_bytes(name))? {
