@@ -5,7 +5,7 @@
 //! was born there), enters the other namespaces by the pidfd of init, and launches.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{Process, Spec};
@@ -37,7 +37,16 @@ pub fn exec(exec: Exec<'_>) -> Result<Pending> {
     let own = fs::File::open("/proc/self/ns/pid").step("open", "/proc/self/ns/pid")?;
     let cgroup = exec.cgroup.unified_directory().map_err(gone)?;
     sys::namespace::enter(exec.init, libc::CLONE_NEWPID).map_err(gone)?;
-    let side = clone3(Clone { namespaces: 0, as_sibling: false, cgroup: cgroup.as_ref().map(AsFd::as_fd) });
+    let clone = |cgroup: Option<&OwnedFd>| {
+        clone3(Clone { namespaces: 0, as_sibling: false, cgroup: cgroup.map(AsFd::as_fd) })
+    };
+    let side = match clone(cgroup.as_ref()) {
+        // The container has made cgroups of its own below, so nobody can be in that one any more: join init's.
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            init_cgroup(exec.init).and_then(|c| clone(c.as_ref()))
+        }
+        other => other,
+    };
     if let Ok(Side::Child) = side {
         drop(ours);
         exit_now(contained(|| {
@@ -55,6 +64,10 @@ pub fn exec(exec: Exec<'_>) -> Result<Pending> {
         }
         Side::Child => unreachable!("the child has ended above"),
     }
+}
+
+fn init_cgroup(init: BorrowedFd<'_>) -> std::io::Result<Option<OwnedFd>> {
+    sys::cgroup::Cgroup::of_process(sys::process::pid_of(init)?)?.unified_directory()
 }
 
 fn become_program(exec: &Exec<'_>, channel: &Channel) -> Error {

@@ -123,7 +123,10 @@ pub fn poststop(id: &str, bundle: &Path) -> Result<()> {
 }
 
 fn run_all(name: &str, hooks: Option<&Vec<Hook>>, spec: &Spec, state: &State<'_>) -> Result<()> {
-    let failures =
-        hooks.into_iter().flatten().filter_map(|hook| run_one(name, hook, &state.json(spec)).err());
-    failures.fold(Ok(()), |first, failure| first.and(Err(failure)))
+    let mut first = Ok(());
+    for hook in hooks.into_iter().flatten() {
+        let result = run_one(name, hook, &state.json(spec));
+        first = first.and(result);
+    }
+    first
 }

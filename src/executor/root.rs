@@ -53,13 +53,90 @@ fn copy_source(entry: &Entry) -> Option<Result<OwnedFd>> {
     }))
 }
 
-/// An overlay file system of layers: `lowerdir=a:b` (topmost first), `upperdir=`, `workdir=`, other options.
-fn overlay(entry: &Entry, label: Option<&str>) -> Result<OwnedFd> {
+/// An overlay file system of layers, mounted at a path: `lowerdir=a:b` (topmost first), `upperdir=`, `workdir=`, others.
+fn overlay(entry: &Entry, label: Option<&str>, path: &Path) -> Result<OwnedFd> {
     let object = entry.data.iter().find_map(|o| o.strip_prefix("upperdir=")).unwrap_or("/");
     let fs = FileSystem::open("overlay").step("open file system", "overlay")?;
-    configure_overlay(&fs, entry, label)
-        .and_then(|()| fs.mount(entry.attributes.set))
-        .map_err(|e| explain(&fs, &e, "mount the root overlay", object))
+    match configure_overlay(&fs, entry, label) {
+        Ok(true) => {}
+        Ok(false) => return overlay_in_one(entry, label, path).step("mount the root overlay", object),
+        Err(e) => return Err(explain(&fs, &e, "mount the root overlay", object)),
+    }
+    let fd =
+        fs.mount(entry.attributes.set).map_err(|e| explain(&fs, &e, "mount the root overlay", object))?;
+    let place = open_place(path)?;
+    mount::attach(fd.as_fd(), place.as_fd()).step("mount the root at", path.display())?;
+    Ok(fd)
+}
+
+/// One call per layer. `false`: this kernel (before 6.5) cannot take them so.
+fn configure_overlay(fs: &FileSystem, entry: &Entry, label: Option<&str>) -> io::Result<bool> {
+    fs.set("source", "overlay")?;
+    for option in &entry.data {
+        match option.split_once('=') {
+            Some(("lowerdir", layers)) => {
+                for (index, layer) in split_layers(layers).iter().enumerate() {
+                    match fs.set("lowerdir+", layer) {
+                        Err(e) if index == 0 && e.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
+                        other => other?,
+                    }
+                }
+            }
+            Some((key, value)) => fs.set(key, value)?,
+            None => fs.flag(option)?,
+        }
+    }
+    label.map_or(Ok(()), |label| fs.set("context", label))?;
+    Ok(true)
+}
+
+/// All layers in the one page of text that mount(2) takes: their names relative to the directory that they share.
+fn overlay_in_one(entry: &Entry, label: Option<&str>, path: &Path) -> io::Result<OwnedFd> {
+    use nix::mount::{MsFlags, mount};
+    let mut options = Vec::new();
+    let mut start = PathBuf::from("/");
+    for option in &entry.data {
+        match option.strip_prefix("lowerdir=") {
+            Some(layers) => {
+                let (shared, names) = relative_layers(&split_layers(layers));
+                options.push(format!("lowerdir={}", names.join(":")));
+                start = shared;
+            }
+            None => options.push(option.clone()),
+        }
+    }
+    options.extend(label.map(|label| format!("context=\"{label}\"")));
+    std::env::set_current_dir(&start)?;
+    let made =
+        mount(Some("overlay"), path, Some("overlay"), MsFlags::empty(), Some(options.join(",").as_str()));
+    std::env::set_current_dir("/")?;
+    made?;
+    let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC;
+    let fd = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())?;
+    mount::change(fd.as_fd(), entry.attributes, None, false)?;
+    Ok(fd)
+}
+
+/// The deepest directory that all layers are in, and their names from there, colons escaped.
+fn relative_layers(layers: &[String]) -> (PathBuf, Vec<String>) {
+    let mut shared = Path::new(layers.first().map_or("/", String::as_str));
+    while !layers.iter().all(|l| Path::new(l).strip_prefix(shared).is_ok_and(|r| !r.as_os_str().is_empty())) {
+        match shared.parent() {
+            Some(parent) => shared = parent,
+            None => break,
+        }
+    }
+    let name = |layer: &String| {
+        let rest = Path::new(layer).strip_prefix(shared).unwrap_or(Path::new(layer));
+        rest.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:")
+    };
+    (shared.to_owned(), layers.iter().map(name).collect())
+}
+
+fn open_place(path: &Path) -> Result<OwnedFd> {
+    sys::path::open_directory(path).map_err(|e| {
+        Error::invalid("open the root directory", path.display(), crate::errno_text(&e.errno.into()))
+    })
 }
 
 /// An errno with what the file system itself says.
@@ -69,43 +146,18 @@ fn explain(fs: &FileSystem, error: &io::Error, step: &str, object: impl std::fmt
     Error::new(crate::Kind::Internal, step, object, cause)
 }
 
-fn configure_overlay(fs: &FileSystem, entry: &Entry, label: Option<&str>) -> io::Result<()> {
-    fs.set("source", "overlay")?;
-    for option in &entry.data {
-        match option.split_once('=') {
-            Some(("lowerdir", layers)) => set_layers(fs, layers)?,
-            Some((key, value)) => fs.set(key, value)?,
-            None => fs.flag(option)?,
-        }
-    }
-    label.map_or(Ok(()), |label| fs.set("context", label))
-}
-
-/// One call per layer where the kernel has it (6.5); else all in one string, which it limits to 255 bytes.
-fn set_layers(fs: &FileSystem, layers: &str) -> io::Result<()> {
-    for (index, layer) in split_layers(layers).iter().enumerate() {
-        match fs.set("lowerdir+", layer) {
-            Ok(()) => {}
-            Err(e) if index == 0 && e.raw_os_error() == Some(libc::EINVAL) => {
-                return fs.set("lowerdir", layers);
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
 /// Layers are separated by colons; `\:` is a colon in a name.
 fn split_layers(text: &str) -> Vec<String> {
-    let mut layers = vec![String::new()];
-    let mut letters = text.chars();
+    let mut layers = Vec::new();
+    let (mut layer, mut letters) = (String::new(), text.chars());
     while let Some(letter) = letters.next() {
         match letter {
-            '\\' => layers.last_mut().expect("never empty").extend(letters.next()),
-            ':' => layers.push(String::new()),
-            other => layers.last_mut().expect("never empty").push(other),
+            '\\' => layer.extend(letters.next()),
+            ':' => layers.push(std::mem::take(&mut layer)),
+            other => layer.push(other),
         }
     }
+    layers.push(layer);
     layers
 }
 
@@ -115,16 +167,18 @@ impl Root {
     pub(crate) fn make(path: &Path, first: Option<&Entry>, label: Option<String>) -> Result<Root> {
         let is_root = |e: &&Entry| e.destination == Path::new("/");
         let fd = match first.filter(is_root) {
-            Some(entry) => overlay(entry, label.as_deref())?,
-            None => mount::copy_path(path, true).map_err(|e| {
-                Error::invalid("open the root directory", path.display(), crate::errno_text(&e))
-            })?,
+            Some(entry) => overlay(entry, label.as_deref(), path)?,
+            None => {
+                let copy = mount::copy_path(path, true).map_err(|e| {
+                    Error::invalid("open the root directory", path.display(), crate::errno_text(&e))
+                })?;
+                let place = open_place(path)?;
+                mount::attach(copy.as_fd(), place.as_fd()).step("mount the root at", path.display())?;
+                copy
+            }
         };
         mount::change(fd.as_fd(), Attributes::default(), Some(Propagation::Private), true)
             .step("make the root private", path.display())?;
-        let place = sys::path::open_directory(path)
-            .map_err(|e| Error::invalid("open the root directory", path.display(), e.errno.desc()))?;
-        mount::attach(fd.as_fd(), place.as_fd()).step("mount the root at", path.display())?;
         Ok(Root { fd, devpts: None, late_read_only: Vec::new(), label })
     }
 
@@ -376,5 +430,47 @@ mod tests {
     #[test]
     fn layers_may_have_colons() {
         assert_eq!(split_layers("/a:/b\\:c:/d"), ["/a", "/b:c", "/d"]);
+        let (shared, names) = relative_layers(&["/x/y/a:b".to_owned(), "/x/y/c/d".to_owned()]);
+        assert_eq!(
+            (shared.as_path(), names),
+            (Path::new("/x/y"), vec!["a\\:b".to_owned(), "c/d".to_owned()])
+        );
+        let (shared, names) = relative_layers(&["/x".to_owned()]);
+        assert_eq!((shared.as_path(), names), (Path::new("/"), vec!["x".to_owned()]));
+    }
+
+    #[test]
+    fn layers_for_an_older_kernel() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("SKIP layers_for_an_older_kernel: needs root");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let layers: Vec<_> = (0..50).map(|n| path(&format!("{n:a>60}"))).collect();
+        layers.iter().chain([&path("place")]).for_each(|l| std::fs::create_dir(l).unwrap());
+        std::fs::write(layers[49].join("deepest"), "x").unwrap();
+        let lower: Vec<_> = layers.iter().map(|l| l.display().to_string()).collect();
+        let entry = Entry {
+            destination: "/".into(),
+            source: Source::Remount,
+            attributes: Attributes { set: mount::NODEV, clear: 0 },
+            recursive: Attributes::default(),
+            propagation: None,
+            data: vec![format!("lowerdir={}", lower.join(":"))],
+        };
+        // a thread with a mount namespace and a working directory of its own
+        let test = || {
+            sys::namespace::unshare(libc::CLONE_NEWNS).unwrap();
+            mount::propagate_all(Propagation::Private).unwrap();
+            let fd = overlay_in_one(&entry, None, &path("place")).unwrap();
+            inside::find(fd.as_fd(), Path::new("/deepest")).unwrap();
+            assert!(
+                std::fs::read_to_string("/proc/thread-self/mounts")
+                    .unwrap()
+                    .contains("place overlay ro,nodev")
+            );
+        };
+        std::thread::scope(|scope| scope.spawn(test).join().unwrap());
     }
 }

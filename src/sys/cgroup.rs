@@ -133,6 +133,13 @@ impl Cgroup {
         Cgroup { path: path.into() }
     }
 
+    /// The v2 cgroup that a process is in. `NotFound`: there is no such process, or no v2 hierarchy.
+    pub fn of_process(pid: i32) -> io::Result<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let path = text.lines().find_map(|l| l.strip_prefix("0::"));
+        path.map(Cgroup::new).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     /// Its path below the root of each hierarchy.
     pub fn path(&self) -> &str {
         &self.path

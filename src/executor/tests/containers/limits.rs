@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("limits::update", update),
     ("limits::a_failure_leaves_no_cgroup", a_failure_leaves_no_cgroup),
     ("limits::every_hierarchy_is_entered", every_hierarchy_is_entered),
+    ("limits::exec_beside_cgroups_of_the_container", exec_beside_cgroups_of_the_container),
 ];
 
 fn version(controller: &str) -> Option<Version> {
@@ -259,4 +260,25 @@ fn every_hierarchy_is_entered() {
     for line in text.lines() {
         assert!(line.ends_with(container.cgroup.path()), "{line}");
     }
+}
+
+/// A container that manages cgroups itself (v2) moves its init below: an exec cannot be in the container's own.
+fn exec_beside_cgroups_of_the_container() {
+    if Layout::host().unwrap().has_v1() {
+        eprintln!("SKIP limits::exec_beside_cgroups_of_the_container: needs cgroup v2 alone");
+        return;
+    }
+    let script = "cd /sys/fs/cgroup; mkdir inner; echo 1 > inner/cgroup.procs; echo +pids > cgroup.subtree_control; \
+        cat /proc/self/cgroup > /tmp/up; sleep 1000";
+    let mut bundle = Bundle::new(script);
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    let cgroup = mounts.iter_mut().find(|m| m["type"] == "cgroup").unwrap();
+    cgroup["options"] = json!(["nosuid", "rw"]);
+    let container = bundle.start().unwrap().0;
+    until("it has moved", || {
+        fs::read_to_string(bundle.root().join("tmp/up")).is_ok_and(|t| t.contains("inner"))
+    });
+    let outcome = bundle.exec_args(&container, &["cat", "/proc/self/cgroup"]).unwrap();
+    assert_eq!(outcome.text(), "0::/inner");
+    end(&container);
 }
