@@ -242,3 +242,14 @@ async fn it_ends_when_it_is_told_to() {
     node.stop.send(()).expect("the server listens for its end");
     tokio::time::timeout(LONG, node.server).await.expect("the server ends").expect("without a panic");
 }
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_not_waited_for() {
+    let node = node().await;
+    let silent = tokio::net::UnixStream::connect(node.dir.path().join("corten.sock")).await.expect("connect");
+    // half of the time that a running call would get
+    let soon = Duration::from_secs(5);
+    node.stop.send(()).expect("the server listens for its end");
+    tokio::time::timeout(soon, node.server).await.expect("the server ends soon").expect("without a panic");
+    drop(silent);
+}
