@@ -115,8 +115,7 @@ impl Demo {
     fn crictl(&self, words: &[&str]) -> Result<String> {
         let mut command = Command::new("crictl");
         command.args(words);
-        let typed = line(&command).replace("--template {{", "--template '{{").replace("}} ", "}}' ");
-        println!("     $ {}", typed.replace(&format!("{}/", self.dir.display()), ""));
+        println!("     $ {}", line(&command).replace(&format!("{}/", self.dir.display()), ""));
         let since = Instant::now();
         let text = quiet(&mut command)?;
         let took = since.elapsed().as_secs_f64() * 1e3;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::command::{command, quiet};
+use crate::command::{command, quiet, quoted};
 use crate::node::{Options, flags, redirect};
 use crate::paths::{Kit, cache, repository};
 use crate::watch;
@@ -38,7 +38,7 @@ fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
         let dir = std::fs::canonicalize(dir).with_context(|| format!("share {}", dir.display()))?;
         let copy = share.join(format!("shared-{number}"));
         quiet(command(&["cp", "-a"]).arg(&dir).arg(&copy))?;
-        let path = quoted(dir.as_os_str());
+        let path = quoted(&dir.to_string_lossy());
         job += &format!("mkdir -p {path} && mount --bind /share/shared-{number} {path} || exit 125\n");
     }
     let mut words: Vec<OsString> =
@@ -46,7 +46,7 @@ fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
     words.extend(flags(&inner)?);
     words.extend(["--out".into(), "/out".into(), "--".into()]);
     words.extend(options.command.iter().cloned());
-    job += &words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+    job += &words.iter().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ");
     std::fs::write(share.join("job.sh"), job + "\n")?;
     let mut machine = Command::new(repository().join("e2e/vm/run-in-vm.sh"));
     machine.args(["--vm", options.vm.as_deref().unwrap_or("uml"), "--timeout", LIMIT, "--mem", "3072"]);
@@ -56,9 +56,4 @@ fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
     machine.arg(share).arg("bash /share/job.sh");
     redirect(&mut machine, options)?;
     watch::run(&mut machine)
-}
-
-/// A word for bash.
-fn quoted(word: &std::ffi::OsStr) -> String {
-    format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"))
 }
