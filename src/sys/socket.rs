@@ -14,6 +14,10 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, 
 /// Most descriptors that one message may carry here.
 pub const MAX_FDS: usize = 8;
 
+/// Most descriptors that the kernel lets one message carry (SCM_MAX_FD). There is room for all of them, since those of a message
+/// that is cut off could not be found and closed.
+const KERNEL_MAX_FDS: usize = 253;
+
 /// Longest path that fits in a socket address (`sun_path`, with its zero byte).
 const MAX_PATH: usize = 107;
 
@@ -30,22 +34,19 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io:
 /// Receive bytes and descriptors; the count is 0 at the end of the stream. Descriptors are appended to `fds`.
 /// A message that carried more than [`MAX_FDS`] is an error (`InvalidData`), and all of its descriptors are closed.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
-    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut control = nix::cmsg_space!([RawFd; KERNEL_MAX_FDS]);
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<UnixAddr>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-    let truncated = message.flags.contains(MsgFlags::MSG_CTRUNC);
     let count = message.bytes;
     let before = fds.len();
-    if let Ok(items) = message.cmsgs() {
-        for item in items {
-            let ControlMessageOwned::ScmRights(raw) = item else { continue };
-            // SAFETY: the kernel has just installed these descriptors in our table for this message, and nobody else
-            // knows their numbers; each is wrapped exactly once.
-            fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
+    for item in message.cmsgs()? {
+        let ControlMessageOwned::ScmRights(raw) = item else { continue };
+        // SAFETY: the kernel has just installed these descriptors in our table for this message, and nobody else
+        // knows their numbers; each is wrapped exactly once.
+        fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
     }
-    if truncated {
+    if fds.len() - before > MAX_FDS {
         fds.truncate(before);
         return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors in one message"));
     }
