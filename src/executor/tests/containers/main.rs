@@ -7,6 +7,7 @@ mod bench;
 mod files;
 mod life;
 mod limits;
+mod probe;
 mod scratch;
 mod security;
 
@@ -18,7 +19,7 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let tests: Vec<Test> = [life::TESTS, files::TESTS, security::TESTS, limits::TESTS].concat();
+    let tests: Vec<Test> = [life::TESTS, files::TESTS, security::TESTS, limits::TESTS, probe::TESTS].concat();
     if words.iter().any(|w| w == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
