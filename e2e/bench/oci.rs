@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -21,28 +22,53 @@ pub(crate) fn run(programs: &[(String, PathBuf)], rounds: usize, table: &mut Tab
 }
 
 fn measure(programs: &[(String, PathBuf)], bundle: &Path, rounds: usize, table: &mut Table) -> Result<()> {
-    for round in 0..rounds {
-        for (name, program) in programs {
-            let id = format!("bench-{}-{round}", std::process::id());
+    let mut able = Vec::new();
+    for (name, program) in programs {
+        match options(program, bundle) {
+            Ok(options) => able.push((name, program, options)),
+            Err(error) => println!("{name} is left out: {error:#}"),
+        }
+    }
+    for _ in 0..rounds {
+        for (name, program, options) in &able {
             let start = Instant::now();
-            let mut command = Command::new(program);
-            command.args(options(name)).args(["run", "--bundle"]).arg(bundle).arg(&id);
-            let output = command.output();
-            let took = start.elapsed();
-            let output = output.with_context(|| program.display().to_string())?;
-            let error = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "{name} run /bin/true: {}: {error}", output.status);
-            table.add("run /bin/true", "ms", name, took.as_secs_f64() * 1e3);
+            run_once(program, options, bundle)?;
+            table.add("run /bin/true", "ms", name, start.elapsed().as_secs_f64() * 1e3);
         }
     }
     Ok(())
 }
 
-/// crun refuses machines with cgroup v1 and v2 side by side, unless it is told to make no cgroup; then it has less to do than
-/// the others.
-fn options(name: &str) -> &'static [&'static str] {
-    let hybrid = Path::new("/sys/fs/cgroup/unified").exists();
-    if name == "crun" && hybrid { &["--cgroup-manager=disabled"] } else { &[] }
+/// What a program must be told to run here at all. crun refuses machines with cgroup v1 and v2 side by side, unless it is told to
+/// make no cgroup; then it has less to do than the others.
+fn options(program: &Path, bundle: &Path) -> Result<&'static [&'static str]> {
+    let choices: [&[&str]; 2] = [&[], &["--cgroup-manager=disabled"]];
+    let works = |options: &&&[&str]| run_once(program, options, bundle).is_ok();
+    match choices.iter().find(works) {
+        Some(options) => {
+            if !options.is_empty() {
+                println!("{} runs with {} only", program.display(), options.join(" "));
+            }
+            Ok(options)
+        }
+        None => Err(run_once(program, &[], bundle).err().context("it fails now and then")?),
+    }
+}
+
+fn run_once(program: &Path, options: &[&str], bundle: &Path) -> Result<()> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let id = format!("bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let output = Command::new(program).args(options).args(["run", "--bundle"]).arg(bundle).arg(&id).output();
+    let output = output.with_context(|| program.display().to_string())?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{} run /bin/true: {}: {}",
+        program.display(),
+        output.status,
+        error.trim()
+    );
+    Ok(())
 }
 
 /// A root with the machine's `true` and its libraries, and a plain configuration with all namespaces.
