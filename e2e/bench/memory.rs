@@ -6,6 +6,7 @@
 use std::collections::HashSet;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cri::proto::runtime::v1::*;
@@ -38,7 +39,7 @@ pub(crate) async fn per_pod(runtimes: &[Runtime], image: &str, table: &mut Table
         for number in 0..PODS {
             pods.push(start(runtime, image, number, &logs).await?);
         }
-        let helpers = helpers_since(&before)?;
+        let helpers = settled(&before).await?;
         let daemon_growth = pss_kib(daemon)? - daemon_before;
         table.add("processes beside the workload, a pod", "MB", &runtime.name, helpers / 1e3 / PODS as f64);
         let all = (helpers + daemon_growth.max(0.0)) / 1e3 / PODS as f64;
@@ -65,6 +66,23 @@ async fn start(runtime: &Runtime, image: &str, number: usize, logs: &Path) -> Re
     let container_id = client.create_container(request).await?.into_inner().container_id;
     client.start_container(StartContainerRequest { container_id }).await?;
     Ok(pod_sandbox_id)
+}
+
+/// The same once it has stayed the same for a while: what a pod costs is what it costs when it just runs, and runtimes give memory
+/// back some time after they were busy.
+async fn settled(before: &HashSet<i32>) -> Result<f64> {
+    let mut last = helpers_since(before)?;
+    let mut same = 0;
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let now = helpers_since(before)?;
+        same = if (now - last).abs() <= last / 100.0 { same + 1 } else { 0 };
+        last = now;
+        if same == 5 {
+            break;
+        }
+    }
+    Ok(last)
 }
 
 /// PSS of the processes of this node that came since `before`, without the workload, KiB.
