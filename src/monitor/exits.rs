@@ -2,9 +2,6 @@
 
 use std::mem;
 
-use nix::errno::Errno;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-
 use crate::container::{Container, Phase};
 use crate::events::{Armed, Key, Timer};
 use crate::lines;
@@ -190,14 +187,8 @@ impl Supervisor {
     /// Reap every child that has ended: inits, exec'd processes, the reaper, the executor's builders, and orphans
     /// that came to us as their subreaper.
     pub(crate) fn reap(&mut self) {
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => self.ended(pid.as_raw(), code),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => self.ended(pid.as_raw(), 128 + signal as i32),
-                Err(Errno::EINTR) => {}
-                Ok(WaitStatus::StillAlive) | Err(_) => return,
-                Ok(_) => {}
-            }
+        while let Ok(Some((pid, ended))) = sys::process::wait_any() {
+            self.ended(pid, ended.code());
         }
     }
 

@@ -87,12 +87,7 @@ fn reap_for_ever(mut ready: &io::PipeWriter) {
     }
     let children = SigSet::from(Signal::SIGCHLD);
     loop {
-        use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-        while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            if status == WaitStatus::StillAlive {
-                break;
-            }
-        }
+        while let Ok(Some(_)) = sys::process::wait_any() {}
         // SIGCHLD is blocked: one that came since is still pending.
         let _ = children.wait();
     }

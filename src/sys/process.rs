@@ -126,6 +126,30 @@ pub fn wait(pid: i32, block: bool) -> io::Result<Option<Ended>> {
     }
 }
 
+/// Reap some child that has ended, with its pid. `None`: all that are there still run. `ECHILD`: there is none.
+///
+/// nix's waitpid cannot say which real-time signal ended a child: it reaps it and answers `EINVAL`.
+pub fn wait_any() -> io::Result<Option<(i32, Ended)>> {
+    loop {
+        // SAFETY: siginfo_t is plain data; zero is valid, and is what stays when no child has ended.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let flags = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+        // SAFETY: `info` is a valid place for the call to write to.
+        if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) } < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+            continue;
+        }
+        // SAFETY: waitid(2) fills in the members of SIGCHLD, or leaves the zeroes.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        let ended =
+            if info.si_code == libc::CLD_EXITED { Ended::Exited(status) } else { Ended::Signaled(status) };
+        return Ok((pid > 0).then_some((pid, ended)));
+    }
+}
+
 /// Wait until a process has ended (it need not be a child), at most so long. `false`: time is up.
 pub fn wait_for_end(pidfd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -77,6 +77,15 @@ fn output_and_exit_status() {
     pod.shut_down();
 }
 
+/// nix has no name for these signals.
+#[test]
+fn a_real_time_signal_is_an_end_too() {
+    let (pod, made) = pod_with_sleeper!("a_real_time_signal_is_an_end_too");
+    let mut session = exec(&pod, &made.id, &["/bin/sh", "-c", "kill -37 $$; sleep 600"], 0);
+    session.started();
+    assert_eq!(session.exit().code, 128 + 37);
+}
+
 #[test]
 fn many_short_sessions() {
     let (pod, made) = pod_with_sleeper!("many_short_sessions");
