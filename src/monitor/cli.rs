@@ -101,7 +101,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 
 /// Tell of a failure on stderr and in the log that the caller named.
 fn fail(global: &Global, error: &Failed, code: u8) -> ExitCode {
-    eprintln!("corten-runtime: {error}");
+    say(&error.to_string());
     log(global, "error", &error.to_string());
     ExitCode::from(code)
 }
@@ -109,7 +109,7 @@ fn fail(global: &Global, error: &Failed, code: u8) -> ExitCode {
 /// Something the caller should know that does not stop the command.
 pub(crate) fn warn(global: &Global, message: &str) {
     if global.debug {
-        eprintln!("corten-runtime: warning: {message}");
+        say(&format!("warning: {message}"));
     }
     log(global, "warning", message);
 }
@@ -124,6 +124,11 @@ fn log(global: &Global, level: &str, message: &str) {
     let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
     // One write, so that lines of several commands do not mix.
     if let Err(error) = opened.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())) {
-        eprintln!("corten-runtime: log {}: {error}", path.display());
+        say(&format!("log {}: {error}", path.display()));
     }
+}
+
+/// To stderr; one that cannot be written must not change the exit status (`eprintln!` panics).
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "corten-runtime: {text}");
 }

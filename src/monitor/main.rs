@@ -10,6 +10,7 @@
 mod cli;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +31,7 @@ fn monitor_main(args: Vec<OsString>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("corten-runtime monitor: {error}");
+            let _ = writeln!(std::io::stderr(), "corten-runtime monitor: {error}");
             ExitCode::FAILURE
         }
     }

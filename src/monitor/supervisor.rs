@@ -342,7 +342,9 @@ impl Supervisor {
     }
 }
 
-/// To the monitor's own log.
+/// To the monitor's own log. Nobody is told when that cannot be written: its disk may be the full one that is
+/// complained of, and `eprintln!` would panic.
 pub(crate) fn complain(what: &str, error: &dyn std::fmt::Display) {
-    eprintln!("{} {what}: {error}", crate::lines::timestamp(crate::lines::now()));
+    let time = crate::lines::timestamp(crate::lines::now());
+    let _ = writeln!(io::stderr(), "{time} {what}: {error}");
 }

@@ -332,3 +332,17 @@ fn spec_and_features() {
     let features: Value = serde_json::from_str(&node.text(&["features"])).expect("JSON");
     assert_eq!(features["linux"]["seccomp"]["enabled"], true);
 }
+
+#[test]
+fn a_stderr_that_is_full_does_not_change_the_exit_status() {
+    let Some(node) = Node::new("a_stderr_that_is_full_does_not_change_the_exit_status", &["/bin/true"])
+    else {
+        return;
+    };
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let status = node.command(&["state", "nobody"]).stderr(full()).status().expect("runs");
+    assert_eq!(status.code(), Some(1));
+    assert!(fs::read_to_string(node.path("log.json")).expect("log").contains("nobody"));
+    let status = Command::new(RUNTIME).arg("monitor").stderr(full()).status().expect("runs");
+    assert_eq!(status.code(), Some(1));
+}

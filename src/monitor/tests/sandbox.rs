@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use monitor::protocol::{Reply, Request, VERSION};
@@ -63,6 +64,26 @@ fn namespaces_and_sysctls() {
     assert_eq!(lines[5], "corten-reaper");
     pod.shut_down();
     assert!(!lives(reaper));
+}
+
+/// The disk of its own log may be the full one that it complains of.
+#[test]
+fn a_complaint_that_cannot_be_written_is_no_end() {
+    needs_root!("a_complaint_that_cannot_be_written_is_no_end");
+    let pod = Pod::with(json!({ "version": 1, "pid": true })).expect("monitor");
+    let limited =
+        Command::new("prlimit").arg(format!("--pid={}", pod.monitor_pid())).arg("--fsize=0").status();
+    if !limited.is_ok_and(|status| status.success()) {
+        eprintln!("SKIP a_complaint_that_cannot_be_written_is_no_end: needs prlimit(1)");
+        return;
+    }
+    let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0;
+    let pid = nix::unistd::Pid::from_raw(reaper);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
+    wait_until("the reaper is reaped", || !std::path::Path::new(&format!("/proc/{reaper}")).exists());
+    assert!(pod.state().is_empty());
+    assert_eq!(pod.complaints(), "");
+    pod.shut_down();
 }
 
 #[test]
