@@ -32,6 +32,7 @@ impl Supervisor {
                 for peer in removal.map(|r| r.waiters).unwrap_or_default() {
                     self.answer(peer, &Reply::Done);
                 }
+                self.end_reaper();
                 return self.settle_unclaimed();
             }
         };

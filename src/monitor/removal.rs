@@ -100,7 +100,7 @@ impl Supervisor {
     }
 
     /// When the last container of an ending pod is gone its PID namespace may go.
-    fn end_reaper(&mut self) {
+    pub(crate) fn end_reaper(&mut self) {
         if self.ending.is_some()
             && self.containers.is_empty()
             && let Some(reaper) = &self.reaper

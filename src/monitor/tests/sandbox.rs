@@ -87,6 +87,27 @@ fn a_complaint_that_cannot_be_written_is_no_end() {
 }
 
 #[test]
+fn the_end_comes_while_a_container_fails() {
+    needs_root!("the_end_comes_while_a_container_fails");
+    let pod = Pod::with(json!({ "version": 1, "pid": true })).expect("monitor");
+    let mut made = pod.bundle(&["/bin/true"]);
+    let (begun, go) = (pod.scratch.path().join("begun"), pod.scratch.path().join("go"));
+    let script =
+        format!("touch {}; while ! test -e {}; do sleep 0.01; done; exit 1", begun.display(), go.display());
+    made.bundle.config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"] }] });
+    made.bundle.write();
+    let mut start = pod.client.send(&pod.start_request(&made), &[]).expect("send");
+    wait_until("the hook", || begun.exists());
+    let mut end = pod.client.send(&Request::Shutdown, &[]).expect("send");
+    // It has been heard: whatever else is asked for is refused.
+    wait_until("the pod is ending", || matches!(pod.call(&pod.start_request(&made)), Reply::Error(_)));
+    fs::write(go, "").expect("go");
+    let deadline = Instant::now() + LIMIT;
+    assert!(matches!(start.receive(deadline).expect("reply"), Reply::Error(_)));
+    assert!(matches!(end.receive(deadline).expect("reply"), Reply::Done));
+}
+
+#[test]
 fn bad_sysctls_are_named() {
     needs_root!("bad_sysctls_are_named");
     for (name, value) in [
