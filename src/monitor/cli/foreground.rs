@@ -126,7 +126,9 @@ impl Waiting<'_> {
         let stdin = io::stdin();
         loop {
             if let Some(code) = self.signalled(Some(console.as_fd()))? {
-                while open && print(console)? {}
+                if open {
+                    drain(console);
+                }
                 return Ok(code);
             }
             // An end of the terminal would be told for ever.
@@ -191,6 +193,12 @@ fn type_in(console: &OwnedFd, input: &mut VecDeque<u8>) -> io::Result<()> {
     Ok(())
 }
 
+/// The rest of what an ended process printed. The terminal's own end (EIO), or a stdout that is gone, is no reason to
+/// lose the exit status.
+fn drain(console: &OwnedFd) {
+    while matches!(print(console), Ok(true)) {}
+}
+
 /// What the process printed; false: nothing now. EIO: its terminal has ended.
 fn print(console: &OwnedFd) -> io::Result<bool> {
     let mut buffer = [0; 16 << 10];
@@ -204,5 +212,18 @@ fn print(console: &OwnedFd) -> io::Result<bool> {
         }
         Err(Errno::EINTR) => Ok(true),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_terminal_is_no_failure() {
+        let pty = nix::pty::openpty(None, None).expect("openpty");
+        drop(pty.slave);
+        assert!(print(&pty.master).is_err(), "EIO");
+        drain(&pty.master);
     }
 }
