@@ -68,9 +68,10 @@ fn set(which: CapSet, value: &CapsHashSet) -> Result<()> {
         .map_err(|e| Error::new(crate::Kind::Internal, "set capabilities", format!("{which:?}"), e))
 }
 
-/// Drop from the bounding set what is not in `keep`.
+/// Drop from the bounding set what is not in `keep`. The kernel itself is asked about each one: /proc is the container's
+/// by now, and a forged `cap_last_cap` in it would spare the rest.
 fn bound(keep: &CapsHashSet) -> Result<()> {
-    for cap in caps::runtime::procfs_all_supported(None).unwrap_or_else(|_| caps::all()) {
+    for cap in caps::all() {
         if !keep.contains(&cap) && caps::has_cap(None, CapSet::Bounding, cap).unwrap_or(false) {
             caps::drop(None, CapSet::Bounding, cap)
                 .map_err(|e| Error::new(crate::Kind::Internal, "drop capability", cap, e))?;

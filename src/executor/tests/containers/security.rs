@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("security::capabilities", capabilities),
     ("security::ambient_capabilities", ambient_capabilities),
     ("security::no_capabilities", no_capabilities),
+    ("security::a_forged_proc_spares_no_capability", a_forged_proc_spares_no_capability),
     ("security::a_capability_that_the_host_lacks", a_capability_that_the_host_lacks),
     ("security::seccomp", seccomp),
     ("security::seccomp_reaches_execs", seccomp_reaches_execs),
@@ -86,6 +87,24 @@ fn no_capabilities() {
     let mut bundle = Bundle::new(CAPS);
     bundle.config["process"].as_object_mut().unwrap().remove("capabilities");
     assert_eq!(sets(&bundle), [0; 5]);
+}
+
+/// A config without procfs, and an image that says that the kernel has one capability only.
+fn a_forged_proc_spares_no_capability() {
+    let mut bundle = Bundle::new("exec sleep 1000");
+    bundle.config["mounts"].as_array_mut().unwrap().remove(0);
+    let forged = bundle.root().join("proc/sys/kernel");
+    fs::create_dir_all(&forged).unwrap();
+    fs::write(forged.join("cap_last_cap"), "0\n").unwrap();
+    let caps = json!(["CAP_KILL"]);
+    bundle.config["process"]["capabilities"] =
+        json!({"bounding": caps, "effective": caps, "permitted": caps});
+    let container = bundle.start().unwrap().0;
+    let status = fs::read_to_string(format!("/proc/{}/status", container.pid)).unwrap();
+    end(&container);
+    let line = |name: &str| status.lines().find(|l| l.starts_with(name)).unwrap().to_owned();
+    assert_eq!(line("CapBnd"), format!("CapBnd:\t{KILL:016x}"));
+    assert_eq!(line("CapEff"), format!("CapEff:\t{KILL:016x}"));
 }
 
 fn a_capability_that_the_host_lacks() {
