@@ -127,6 +127,10 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
             Source::FileSystem { kind: kind.to_owned(), source }
         }
     };
+    if matches!(parsed.source, Source::Bind { .. }) {
+        // Its copy is made of the node's mount: what the container mounts there must not appear on the node.
+        parsed.propagation.get_or_insert((Propagation::Slave, true));
+    }
     check_data(&parsed)?;
     Ok(parsed)
 }

@@ -168,8 +168,9 @@ fn recursive_read_only() {
 
 fn propagation() {
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    let mut bundle =
-        Bundle::new("mkdir -p /both/in; mount -t tmpfs in /both/in; touch /tmp/mounted; sleep 1000");
+    let mut bundle = Bundle::new(
+        "for d in both/in plain/up; do mkdir -p /$d; mount -t tmpfs in /$d; done; touch /tmp/mounted; sleep 1000",
+    );
     let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
     bundle.config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
     let source = bundle.path().join("source");
@@ -181,6 +182,7 @@ fn propagation() {
         let destination = format!("/{name}");
         bundle.mount(json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", option]}));
     }
+    bundle.mount(json!({"destination": "/plain", "type": "bind", "source": source}));
     let container = bundle.start().unwrap().0;
     until("it has mounted", || bundle.root().join("tmp/mounted").exists());
     mount(Some("tmpfs"), &source.join("out"), Some("tmpfs"), MsFlags::empty(), none).unwrap();
@@ -191,6 +193,7 @@ fn propagation() {
     assert!(inside.contains(" /both/out tmpfs") && inside.contains(" /down/out tmpfs"), "{inside}");
     assert!(!inside.contains(" /none/out tmpfs"), "{inside}");
     assert!(outside.contains("source/in tmpfs"), "{outside}");
+    assert!(!outside.contains("source/up tmpfs"), "nothing was said of propagation: {outside}");
 }
 
 fn mount_points_are_made_inside() {
