@@ -4,13 +4,13 @@
 //! place, and checked to be one: no mount of the container can stand in for it.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::sys::statfs::PROC_SUPER_MAGIC;
 use oci_spec::runtime::{PosixRlimitType, Process};
 
@@ -46,6 +46,12 @@ impl Proc {
     fn read(&self, path: &str) -> io::Result<String> {
         let fd = openat(&self.0, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
         io::read_to_string(std::fs::File::from(fd))
+    }
+
+    /// Change the mode of what a descriptor (`O_PATH` too) of this process refers to, and of nothing else.
+    pub(crate) fn change_mode(&self, of: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
+        let path = format!("self/fd/{}", of.as_raw_fd());
+        Ok(fchmodat(&self.0, path.as_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?)
     }
 
     /// This process's pid as the node sees it.

@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, makedev, mknodat};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use sys::mount;
 
+use crate::attributes::Proc;
 use crate::error::{Context, Error, Result};
 use crate::inside::{self, Make};
 
@@ -66,38 +68,36 @@ fn node(device: &LinuxDevice) -> Node {
 }
 
 /// Make a node in the root. One that is there already must be the same device.
-pub(crate) fn make(root: BorrowedFd<'_>, node: &Node) -> Result<()> {
+pub(crate) fn make(root: BorrowedFd<'_>, node: &Node, proc: &Proc) -> Result<()> {
     let (Some(parent), Some(name)) = (node.path.parent(), node.path.file_name()) else {
         return Err(Error::invalid("make device", node.path.display(), "has no name"));
     };
     let parent = inside::find_or_make(root, parent, Make::Directory)?;
-    match make_at(parent.as_fd(), name, node) {
+    match make_at(parent.as_fd(), name, node, proc) {
         // No right to make nodes here (a user namespace): show the node's own device.
         Err(e) if e.raw_os_error() == Some(libc::EPERM) => bind(root, node),
         other => other.step("make device", node.path.display()),
     }
 }
 
-fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node) -> io::Result<()> {
+fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node, proc: &Proc) -> io::Result<()> {
     let number = makedev(node.major, node.minor);
     match mknodat(parent, name, node.kind, Mode::from_bits_truncate(node.mode), number) {
-        Ok(()) => {}
-        Err(Errno::EEXIST) => {
-            let stat = inside::stat(parent, name)?;
-            let same = stat.st_mode & SFlag::S_IFMT.bits() == node.kind.bits() && stat.st_rdev == number;
-            if !same {
-                return Err(Errno::EEXIST.into());
-            }
-        }
+        Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
-    // In a directory of a hostile root the name may change meanwhile; nobody else runs in this namespace yet.
+    // The directory may be a volume that another container changes meanwhile: from here on it is this very node.
+    let made = openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    let stat = fstat(&made)?;
+    if stat.st_mode & SFlag::S_IFMT.bits() != node.kind.bits() || stat.st_rdev != number {
+        return Err(Errno::EEXIST.into());
+    }
     if (node.uid, node.gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-        fchownat(parent, name, Some(uid), Some(gid), nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        fchownat(&made, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
     }
     // mknod obeys the umask, which is 0 here; an existing node gets its mode now
-    Ok(fchmodat(parent, name, Mode::from_bits_truncate(node.mode), FchmodatFlags::FollowSymlink)?)
+    proc.change_mode(made.as_fd(), node.mode)
 }
 
 fn bind(root: BorrowedFd<'_>, node: &Node) -> Result<()> {

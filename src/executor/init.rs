@@ -195,7 +195,7 @@ impl Init<'_> {
         if !self.plan.entries.iter().any(|e| bound(&e)) {
             let listed = self.plan.linux()?.devices().as_deref().unwrap_or_default();
             for node in devices::nodes(listed) {
-                devices::make(root.as_fd(), &node)?;
+                devices::make(root.as_fd(), &node, &self.plan.proc)?;
             }
             devices::links(root.as_fd(), root.devpts.is_some())?;
         }
