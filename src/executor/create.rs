@@ -187,6 +187,9 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
 
 fn run_node_hooks(plan: &Plan, pid: i32) -> Result<()> {
     let Some(hooks) = plan.spec.hooks().as_ref().filter(|h| has_node_hooks(h)) else { return Ok(()) };
+    // With a PID namespace that was joined our children would be born in it, and end with it.
+    let own = fs::File::open("/proc/self/ns/pid").step("open", "/proc/self/ns/pid")?;
+    sys::namespace::enter(own.as_fd(), libc::CLONE_NEWPID).step("leave pid namespace of", &plan.id)?;
     let state = State { id: &plan.id, status: "creating", pid, bundle: &plan.bundle };
     hooks::run("prestart", hooks.prestart().as_ref(), &plan.spec, &state)?;
     hooks::run("createRuntime", hooks.create_runtime().as_ref(), &plan.spec, &state)

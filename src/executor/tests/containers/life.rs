@@ -26,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("life::a_terminal", a_terminal),
     ("life::exec_with_a_terminal", exec_with_a_terminal),
     ("life::hooks_run_in_order", hooks_run_in_order),
+    ("life::hooks_of_the_node_stay_out_of_a_joined_pid_namespace", hooks_of_the_node_stay_out),
     ("life::a_failing_hook_stops_it", a_failing_hook_stops_it),
     ("life::a_late_hook_is_killed", a_late_hook_is_killed),
     ("life::a_dropped_creation_leaves_nothing", a_dropped_creation_leaves_nothing),
@@ -239,6 +240,25 @@ fn hooks_run_in_order() {
     assert_eq!(state(&bundle.root().join("tmp/startContainer.json"))["pid"], 1);
     assert_eq!(state(&bundle.path().join("poststop.json"))["status"], "stopped");
     end(&process);
+}
+
+fn hooks_of_the_node_stay_out() {
+    let host = Bundle::new("exec sleep 1000");
+    let init = host.start().unwrap().0;
+    let mut bundle = Bundle::new("true");
+    let found = bundle.path().join("found");
+    for namespace in bundle.config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "pid" {
+            namespace["path"] = json!(format!("/proc/{}/ns/pid", init.pid));
+        }
+    }
+    bundle.config["hooks"] =
+        json!({"createRuntime": hook(&format!("readlink /proc/self/ns/pid > {}", found.display()))});
+    let result = bundle.run();
+    end(&init);
+    result.unwrap().text();
+    let own = fs::read_link("/proc/self/ns/pid").unwrap();
+    assert_eq!(fs::read_to_string(found).unwrap().trim(), own.to_str().unwrap());
 }
 
 fn a_failing_hook_stops_it() {
