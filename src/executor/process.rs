@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sys::cgroup::Cgroup;
 use sys::process::{Ended, pidfd_signal, wait};
 
@@ -27,10 +28,32 @@ enum Maker {
     /// A builder; the process will be another child.
     Builder { gate: Option<PathBuf> },
     /// The process itself.
-    Process { cgroup: Cgroup },
+    Process { cgroup: Cgroup, heard: Heard },
 }
 
-/// A process that is being made. Dropping it ends what was made so far.
+/// What a process that is being made has said of itself so far.
+#[derive(Debug, Default)]
+struct Heard {
+    /// All is set, with its console and warnings: the exec is next.
+    ready: Option<(Option<OwnedFd>, Vec<String>)>,
+    /// How it came out; with `ready` an end without an error is the exec.
+    end: Option<Result<()>>,
+}
+
+impl Heard {
+    /// Take in one message; blocks when there is none.
+    fn listen(&mut self, channel: &Channel) {
+        match channel.receive::<FromInit>() {
+            Ok(Some((FromInit::Ready { warnings }, mut fds))) => self.ready = Some((fds.pop(), warnings)),
+            Ok(Some((FromInit::Failed(error), _))) => self.end = Some(Err(error)),
+            Ok(Some((FromInit::MountsMade, _))) => {}
+            Ok(None) => self.end = Some(Ok(())),
+            Err(e) => self.end = Some(Err(Error::internal("hear from the process", "", &e))),
+        }
+    }
+}
+
+/// A process that is being made. Dropping it ends what was made so far; a killed exec is the caller's to reap.
 #[derive(Debug)]
 pub struct Pending {
     /// Both are taken by [`Pending::complete`].
@@ -40,8 +63,7 @@ pub struct Pending {
 }
 
 impl AsFd for Pending {
-    /// Readable when [`Pending::complete`] will not block (for an exec'd process with a terminal: not longer than its
-    /// exec takes).
+    /// Readable when [`Pending::is_settled`] has something to look at.
     fn as_fd(&self) -> BorrowedFd<'_> {
         match (&self.state, &self.pidfd) {
             (Some((channel, _)), _) => channel.as_fd(),
@@ -57,13 +79,27 @@ impl Pending {
     }
 
     pub(crate) fn of_process(channel: Channel, (pid, pidfd): (i32, OwnedFd), cgroup: Cgroup) -> Self {
-        Pending { state: Some((channel, Maker::Process { cgroup })), pid, pidfd: Some(pidfd) }
+        Pending {
+            state: Some((channel, Maker::Process { cgroup, heard: Heard::default() })),
+            pid,
+            pidfd: Some(pidfd),
+        }
     }
 
     /// Pid of the child of the caller that makes the process (create: the builder, which is not the container's
     /// init; exec: the process itself). `complete` reaps the builder.
     pub fn helper(&self) -> i32 {
         self.pid
+    }
+
+    /// Take in what was said so far, without blocking. `true`: [`Pending::complete`] will not block. A process may take
+    /// long over its exec, on a file system that a container serves itself even for ever.
+    pub fn is_settled(&mut self) -> bool {
+        let Some((channel, Maker::Process { heard, .. })) = &mut self.state else { return true };
+        while heard.end.is_none() && has_something(channel) {
+            heard.listen(channel);
+        }
+        heard.end.is_some()
     }
 
     /// Wait for the outcome: the process waits at its gate, or has exec'd its program, or could not be made; then it
@@ -74,7 +110,7 @@ impl Pending {
         };
         match maker {
             Maker::Builder { gate } => complete_builder(&channel, self.pid, gate),
-            Maker::Process { cgroup } => complete_process(&channel, (self.pid, pidfd), cgroup),
+            Maker::Process { cgroup, heard } => complete_process(&channel, heard, (self.pid, pidfd), cgroup),
         }
     }
 }
@@ -84,7 +120,8 @@ impl Drop for Pending {
         let Some((channel, maker)) = self.state.take() else { return };
         if let (Maker::Process { .. }, Some(pidfd)) = (&maker, &self.pidfd) {
             let _ = pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = wait(self.pid, true);
+            // It may hang in its exec: it is not waited for, a caller that stays reaps its children anyway.
+            let _ = wait(self.pid, false);
             return;
         }
         // The builder knows how to undo its work until it has handed it over: let it, and end what it hands over.
@@ -121,32 +158,35 @@ fn missing(what: &str) -> Error {
     Error::new(Kind::Internal, "hear from the builder", what, "is missing")
 }
 
-fn complete_process(channel: &Channel, (pid, pidfd): (i32, OwnedFd), cgroup: Cgroup) -> Result<Process> {
+fn has_something(channel: &Channel) -> bool {
+    let mut channel = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    poll(&mut channel, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+fn complete_process(
+    channel: &Channel,
+    mut heard: Heard,
+    (pid, pidfd): (i32, OwnedFd),
+    cgroup: Cgroup,
+) -> Result<Process> {
     let start_time = sys::process::start_time(pid).unwrap_or(0);
-    let mut ready = None;
-    let error = loop {
-        match channel.receive::<FromInit>().step("hear from the process", pid)? {
-            Some((FromInit::Ready { warnings }, mut fds)) => ready = Some((fds.pop(), warnings)),
-            Some((FromInit::Failed(error), _)) => break error,
-            Some((FromInit::MountsMade, _)) => {}
-            None => match ready {
-                Some((console, warnings)) => {
-                    return Ok(Process { pid, pidfd, start_time, cgroup, console, warnings, gate: None });
-                }
-                None => {
-                    break Error::new(
-                        Kind::Internal,
-                        "exec",
-                        "",
-                        "its process was killed while it was set up",
-                    );
-                }
-            },
+    let end = loop {
+        match heard.end.take() {
+            Some(end) => break end,
+            None => heard.listen(channel),
         }
     };
-    let _ = pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
-    reap(pid);
-    Err(error)
+    let killed = || Error::new(Kind::Internal, "exec", "", "its process was killed while it was set up");
+    match end.and_then(|()| heard.ready.ok_or_else(killed)) {
+        Ok((console, warnings)) => {
+            Ok(Process { pid, pidfd, start_time, cgroup, console, warnings, gate: None })
+        }
+        Err(error) => {
+            let _ = pidfd_signal(pidfd.as_fd(), libc::SIGKILL);
+            reap(pid);
+            Err(error)
+        }
+    }
 }
 
 /// Somebody else in the caller may have reaped it.
@@ -196,5 +236,28 @@ pub fn start(gate: &Path) -> Result<()> {
     match Channel::from_socket(socket.into()).receive::<FromInit>().step("start", gate.display())? {
         Some((FromInit::Failed(error), _)) => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_is_ready_may_still_be_at_its_exec() {
+        let mut child = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        let pid = child.id() as i32;
+        let (ours, theirs) = Channel::pair().unwrap();
+        let pidfd = sys::process::pidfd_open(pid).unwrap();
+        let mut pending = Pending::of_process(ours, (pid, pidfd), Cgroup::new("/none"));
+        assert!(!pending.is_settled(), "nothing was said");
+        theirs.send(&FromInit::Ready { warnings: vec!["w".to_owned()] }, &[]).unwrap();
+        assert!(!pending.is_settled(), "its exec is still to come");
+        drop(theirs);
+        assert!(pending.is_settled());
+        let process = pending.complete();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(process.unwrap().warnings, ["w"]);
     }
 }

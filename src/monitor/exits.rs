@@ -105,9 +105,17 @@ impl Supervisor {
     /// The executor has made a process, or failed.
     pub(crate) fn entered(&mut self, key: Key) {
         let Some(mut session) = self.sessions.remove(&key) else { return };
-        let SessionPhase::Entering(pending) = session.phase else {
-            self.sessions.insert(key, session);
-            return;
+        let is_settled = match &mut session.phase {
+            SessionPhase::Entering(pending) => pending.is_settled(),
+            SessionPhase::Running(_) => false,
+        };
+        let pending = match session.phase {
+            SessionPhase::Entering(pending) if is_settled => pending,
+            phase => {
+                session.phase = phase;
+                self.sessions.insert(key, session);
+                return;
+            }
         };
         self.events.remove(&pending);
         match pending.complete() {

@@ -289,7 +289,10 @@ fn a_dropped_creation_leaves_nothing() {
     let pending = bundle.begin_exec(&container, command, quiet()).unwrap();
     let pid = pending.helper();
     drop(pending);
-    assert!(sys::process::start_time(pid).is_err(), "the exec'd process is there still");
+    until("the exec'd process is gone", || {
+        let _ = sys::process::wait(pid, false);
+        sys::process::start_time(pid).is_err()
+    });
     end(&container);
 }
 
