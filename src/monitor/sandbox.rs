@@ -5,9 +5,10 @@
 //! process that reaps for ever, dies with the monitor, and shares nearly all of its memory with it.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -79,6 +80,7 @@ fn start_reaper() -> io::Result<Reaper> {
 /// its monitor and the node's root can end it, and with it everything in the namespace.
 fn reap_for_ever(mut ready: &io::PipeWriter) {
     let _ = nix::sys::prctl::set_name(c"corten-reaper");
+    let _ = rewrite_arguments("corten-reaper");
     // From here on the monitor's end is told by a signal; one that came before, by nobody reading.
     let dies_with_it =
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_ok() && ready.write_all(b"+").is_ok();
@@ -91,6 +93,21 @@ fn reap_for_ever(mut ready: &io::PipeWriter) {
         // SIGCHLD is blocked: one that came since is still pending.
         let _ = children.wait();
     }
+}
+
+/// Give this process another command line: the containers of the pod see it, and ours names paths of the node. The kernel shows
+/// the memory between two addresses that it tells in fields 48 and 49 of /proc/self/stat.
+fn rewrite_arguments(title: &str) -> io::Result<()> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let after_name = stat.rsplit(") ").next().unwrap_or_default();
+    let mut fields = after_name.split(' ').skip(45).map_while(|field| field.parse::<u64>().ok());
+    let (Some(start), Some(end)) = (fields.next(), fields.next()) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    let room = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+    let mut text = title.as_bytes()[..title.len().min(room)].to_vec();
+    text.resize(room, 0);
+    fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&text, start)
 }
 
 // ---- sysctls

@@ -98,6 +98,8 @@ fn prepare(dir: &Path, seccomp_cache: PathBuf) -> Result<Supervisor, String> {
     let step = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
     // EPERM: it leads a session already.
     let _ = nix::unistd::setsid();
+    // started from memory, the kernel would call it by the number of a descriptor
+    let _ = nix::sys::prctl::set_name(c"corten-monitor");
     nix::unistd::chdir("/").map_err(|e| step("change to /", &e))?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| step("become subreaper", &e))?;

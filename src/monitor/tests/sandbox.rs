@@ -41,6 +41,11 @@ fn namespaces_and_sysctls() {
     }
     let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0;
     assert_ne!(namespace(reaper as u32, "pid"), namespace(monitor, "pid"));
+    // containers of the pod see its command line: nothing of the node is in it
+    let line = fs::read_to_string(format!("/proc/{reaper}/cmdline")).expect("cmdline");
+    assert_eq!(line.trim_end_matches('\0'), "corten-reaper");
+    let name = fs::read_to_string(format!("/proc/{monitor}/comm")).expect("comm");
+    assert_eq!(name.trim(), "corten-monitor");
     let mut made = pod.bundle(&[
         "/bin/sh", "-c",
         "hostname; cat /proc/sys/kernel/shmmax /proc/sys/fs/mqueue/msg_max /proc/sys/kernel/domainname; echo $$; cat /proc/1/comm",
