@@ -65,6 +65,12 @@ pub(crate) fn main(args: Vec<OsString>) -> ExitCode {
         Err((global, error)) => return fail(&global, &Failed(error.to_string()), 1),
     };
     let failure_code = if matches!(action, Action::Exec(_)) { 255 } else { 1 };
+    if matches!(action, Action::Create(_) | Action::Run(_) | Action::Exec(_))
+        && let Err(error) = sys::own_program::protect()
+    {
+        let error = format!("keep containers from this program's file: {}", executor::errno_text(&error));
+        return fail(&global, &Failed(error), failure_code);
+    }
     match carry_out(&global, action) {
         Ok(code) => ExitCode::from(code),
         Err(error) => fail(&global, &error, failure_code),

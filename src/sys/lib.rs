@@ -15,6 +15,7 @@ pub mod cgroup_devices;
 pub mod cgroup_usage;
 pub mod mount;
 pub mod namespace;
+pub mod own_program;
 pub mod prctl;
 pub mod process;
 pub mod seccomp;

@@ -346,3 +346,18 @@ fn a_stderr_that_is_full_does_not_change_the_exit_status() {
     let status = Command::new(RUNTIME).arg("monitor").stderr(full()).status().expect("runs");
     assert_eq!(status.code(), Some(1));
 }
+
+/// A container that could write to `/proc/<pid>/exe` would have the node (CVE-2019-5736).
+#[test]
+fn the_runtime_s_own_file_cannot_be_written_through_a_container() {
+    let test = "the_runtime_s_own_file_cannot_be_written_through_a_container";
+    let Some(node) = Node::new(test, &["/bin/true"]) else { return };
+    node.create("c1");
+    let pid = &node.state("c1")["pid"];
+    // Its init waits at the gate: its program is still ours. (An open would tell that it runs, ETXTBSY, before all else.)
+    let mount = nix::sys::statvfs::statvfs(format!("/proc/{pid}/exe").as_str()).expect("statvfs").flags();
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).expect("comm");
+    node.text(&["delete", "--force", "c1"]);
+    assert!(mount.contains(nix::sys::statvfs::FsFlags::ST_RDONLY), "{mount:?}");
+    assert_eq!(name, "corten-runtime\n");
+}
