@@ -25,11 +25,12 @@ pub(crate) struct Launch<'a> {
 }
 
 /// Nobody may look into this process or at its program until the exec; what the caller's signals were set to is
-/// forgotten; it leads a session of its own.
+/// forgotten; it leads a session of its own, and its keyring is not the one that all of the node's services share.
 pub(crate) fn detach() -> Result<()> {
     sys::prctl::set_dumpable(false).step("set not dumpable", "")?;
     sys::process::reset_signals();
     umask(Mode::empty());
+    sys::prctl::new_session_keyring().step("make a session keyring", "")?;
     nix::unistd::setsid().step("make a session", "").map(|_| ())
 }
 

@@ -238,7 +238,9 @@ fn make(parser: &mut Parser, run: bool) -> Result<Run, Error> {
             Arg::Long("no-pivot") => {
                 return Err("--no-pivot is not supported: the root is always pivoted".into());
             }
-            Arg::Long("no-new-keyring") => {}
+            Arg::Long("no-new-keyring") => {
+                return Err("--no-new-keyring is not supported: a container never shares our keyring".into());
+            }
             Arg::Value(value) => set_id(&mut id, value)?,
             other => return Err(other.unexpected()),
         }

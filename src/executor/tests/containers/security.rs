@@ -1,6 +1,8 @@
 //! What a container's process may do: user, capabilities, seccomp, limits of the process, sysctls, labels.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::path::Path;
 
 use executor::Kind;
 use serde_json::json;
@@ -24,6 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("security::pipes_belong_to_the_user", pipes_belong_to_the_user),
     ("security::labels_need_a_kernel_that_has_them", labels_need_a_kernel_that_has_them),
     ("security::loopback_is_up", loopback_is_up),
+    ("security::a_session_keyring_of_its_own", a_session_keyring_of_its_own),
 ];
 
 fn user_groups_and_umask() {
@@ -231,4 +234,24 @@ fn labels_need_a_kernel_that_has_them() {
 fn loopback_is_up() {
     let outcome = Bundle::new("cat /proc/net/fib_trie").run().unwrap();
     assert!(outcome.text().contains("127.0.0.1"), "{outcome:?}");
+}
+
+/// The anonymous session keyrings of this machine that we can see.
+fn session_keyrings() -> BTreeSet<String> {
+    let text = fs::read_to_string("/proc/keys").unwrap_or_default();
+    let lines = text.lines().filter(|l| l.split_whitespace().any(|word| word == "_ses:"));
+    lines.filter_map(|l| l.split_whitespace().next().map(str::to_owned)).collect()
+}
+
+fn a_session_keyring_of_its_own() {
+    if !Path::new("/proc/keys").exists() {
+        eprintln!("SKIP security::a_session_keyring_of_its_own: this kernel has no keyrings");
+        return;
+    }
+    let before = session_keyrings();
+    let bundle = Bundle::new("exec sleep 1000");
+    let container = bundle.start().unwrap().0;
+    let with_it = session_keyrings();
+    end(&container);
+    assert!(!with_it.is_subset(&before), "{before:?} {with_it:?}");
 }
