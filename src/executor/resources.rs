@@ -46,6 +46,9 @@ fn invalid(field: &str, why: &str) -> Error {
 pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let layout = Layout::host().step("find the cgroups", "")?;
     let version = |controller: &str| layout.controller(controller).map(|h| h.version);
+    if version("memory") == Some(Version::V2) {
+        check_memory(cgroup, resources)?;
+    }
     for write in writes(resources, &version)? {
         apply(cgroup, &write)?;
     }
@@ -57,6 +60,19 @@ pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     }
     match resources.devices().as_deref() {
         Some(rules) if !rules.is_empty() => set_devices(cgroup, rules),
+        _ => Ok(()),
+    }
+}
+
+/// `checkBeforeUpdate`: on v2 the kernel takes a limit below what is used, and kills for it; v1 refuses it by itself.
+fn check_memory(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
+    let asked = resources.memory().as_ref().filter(|m| m.check_before_update() == Some(true));
+    let Some(limit) = asked.and_then(|m| u64::try_from(m.limit()?).ok()).filter(|l| *l > 0) else {
+        return Ok(());
+    };
+    let text = cgroup.read("memory", "memory.current").step("read", "memory.current")?;
+    match text.trim().parse::<u64>() {
+        Ok(used) if used > limit => Err(Error::invalid("set limit", "memory.limit", "more memory is in use")),
         _ => Ok(()),
     }
 }
@@ -137,7 +153,12 @@ fn at_most(limit: i64) -> String {
     if limit > 0 { limit.to_string() } else { "max".to_owned() }
 }
 
-fn refuse_kernel_memory(memory: &LinuxMemory) -> Result<()> {
+/// What kernels no longer have, on both interfaces. `useHierarchy` is how all cgroups are since Linux 5.11.
+fn refuse_old_memory(memory: &LinuxMemory) -> Result<()> {
+    if memory.use_hierarchy() == Some(false) {
+        let why = "a cgroup's memory is always part of its parent's";
+        return Err(Error::unsupported("set limit", "memory.useHierarchy", why));
+    }
     let kernel = memory.kernel().is_some_and(|limit| limit > 0);
     if kernel {
         return Err(Error::unsupported(
@@ -150,7 +171,7 @@ fn refuse_kernel_memory(memory: &LinuxMemory) -> Result<()> {
 }
 
 fn memory_v1(memory: &LinuxMemory, writes: &mut Writes) -> Result<()> {
-    refuse_kernel_memory(memory)?;
+    refuse_old_memory(memory)?;
     let (limit, swap) = (memory.limit(), memory.swap());
     // The kernel demands memory <= memory+swap at each write. Raising needs the second first, lowering the first first;
     // which one it is cannot be known here without a race, so the second is opened, then both are set.
@@ -180,7 +201,7 @@ fn memory_v1(memory: &LinuxMemory, writes: &mut Writes) -> Result<()> {
 }
 
 fn memory_v2(memory: &LinuxMemory, writes: &mut Writes) -> Result<()> {
-    refuse_kernel_memory(memory)?;
+    refuse_old_memory(memory)?;
     if memory.kernel_tcp().is_some_and(|t| t > 0) || memory.swappiness().is_some() {
         return Err(Error::unsupported(
             "set limit",
@@ -493,6 +514,7 @@ mod tests {
         for json in [
             serde_json::json!({"memory": {"swappiness": 10}}),
             serde_json::json!({"memory": {"disableOOMKiller": true}}),
+            serde_json::json!({"memory": {"useHierarchy": false}}),
             serde_json::json!({"memory": {"swap": 10}}),
             serde_json::json!({"cpu": {"realtimeRuntime": 5}}),
             serde_json::json!({"blockIO": {"leafWeight": 5}}),
