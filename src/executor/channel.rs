@@ -52,7 +52,7 @@ pub(crate) enum ToCaller {
 #[derive(Debug)]
 pub(crate) struct Channel(OwnedFd);
 
-/// Longest message; an error text that is longer is cut.
+/// Longest message; errors are cut to fit when they are made.
 const LONGEST: usize = 64 * 1024;
 
 impl Channel {

@@ -61,9 +61,9 @@ impl fmt::Display for Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error of a kind.
+    /// An error of a kind. Texts of foreign length are cut, so that it fits in a message to the caller.
     pub fn new(kind: Kind, step: &str, object: impl fmt::Display, cause: impl fmt::Display) -> Self {
-        Error { kind, step: step.to_owned(), object: object.to_string(), cause: cause.to_string() }
+        Error { kind, step: step.to_owned(), object: cut(object.to_string()), cause: cut(cause.to_string()) }
     }
 
     pub(crate) fn invalid(step: &str, object: impl fmt::Display, cause: impl fmt::Display) -> Self {
@@ -77,6 +77,17 @@ impl Error {
     pub(crate) fn internal(step: &str, object: impl fmt::Display, cause: &io::Error) -> Self {
         Error::new(Kind::Internal, step, object, errno_text(cause))
     }
+}
+
+/// At most 4 KiB of a text.
+fn cut(mut text: String) -> String {
+    const MOST: usize = 4096;
+    if text.len() > MOST {
+        let end = (0..=MOST).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 /// The text of an errno in lower case and without its number, as programs print it: `no such file or directory`.
@@ -112,6 +123,13 @@ impl<T> Context<T> for nix::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_fit_in_a_message() {
+        let error = Error::invalid("exec", "\u{1}é".repeat(100_000), "x".repeat(100_000));
+        assert!(serde_json::to_vec(&error).unwrap().len() < 64 * 1024);
+        assert!(error.object.ends_with('…'));
+    }
 
     #[test]
     fn errors_read_like_sentences() {
