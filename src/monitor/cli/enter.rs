@@ -114,12 +114,16 @@ pub(crate) fn exec(global: &Global, exec: &Exec) -> Result<u8> {
 fn describe(record: &Record, exec: &Exec) -> Result<Value> {
     if let Some(path) = &exec.process {
         let mut process = read(path)?;
+        if !process.is_object() {
+            return Err(Failed(format!("{}: it is not a process as JSON", path.display())));
+        }
         if exec.terminal {
             process["terminal"] = json!(true);
         }
         return Ok(process);
     }
-    let mut process = read(&record.bundle.join("config.json"))?["process"].take();
+    let mut config = read(&record.bundle.join("config.json"))?;
+    let mut process = config.get_mut("process").map_or(Value::Null, Value::take);
     if !process.is_object() {
         return Err(Failed(format!("{}: it has no process to take after", record.bundle.display())));
     }
@@ -132,14 +136,21 @@ fn describe(record: &Record, exec: &Exec) -> Result<Value> {
         process["noNewPrivileges"] = json!(true);
     }
     if let Some((uid, gid)) = exec.user {
-        process["user"]["uid"] = json!(uid);
-        process["user"]["gid"] = gid.map_or_else(|| process["user"]["gid"].take(), |gid| json!(gid));
+        let user = record::object(&mut process, "user")?;
+        user.insert("uid".to_owned(), json!(uid));
+        if let Some(gid) = gid {
+            user.insert("gid".to_owned(), json!(gid));
+        }
     }
     extend(&mut process["env"], &exec.env);
-    extend(&mut process["user"]["additionalGids"], &exec.groups);
-    for set in ["bounding", "effective", "permitted"] {
-        if !exec.capabilities.is_empty() {
-            extend(&mut process["capabilities"][set], &exec.capabilities);
+    if !exec.groups.is_empty() {
+        let groups = record::object(&mut process, "user")?.entry("additionalGids");
+        extend(groups.or_insert(Value::Null), &exec.groups);
+    }
+    if !exec.capabilities.is_empty() {
+        let sets = record::object(&mut process, "capabilities")?;
+        for set in ["bounding", "effective", "permitted"] {
+            extend(sets.entry(set).or_insert(Value::Null), &exec.capabilities);
         }
     }
     Ok(process)

@@ -103,7 +103,8 @@ pub(crate) fn update(global: &Global, update: &Update) -> Result<()> {
     let cgroup = record.cgroup().ok_or_else(|| Failed(format!("container {:?} has no cgroup", update.id)))?;
     let mut resources = document(update)?;
     for (section, field, value) in &update.values {
-        resources[section][field] = value.clone();
+        let section = record::object(&mut resources, section)?;
+        section.insert((*field).to_owned(), value.clone());
     }
     let resources = serde_json::from_value(resources).map_err(|e| Failed(format!("resources: {e}")))?;
     Ok(executor::update(&cgroup, &resources)?)

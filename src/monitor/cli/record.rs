@@ -174,6 +174,20 @@ impl Record {
     }
 }
 
+/// An object in a JSON object, made when it is not there. What somebody else wrote there instead is an error.
+pub(crate) fn object<'a>(
+    json: &'a mut serde_json::Value,
+    name: &str,
+) -> Result<&'a mut serde_json::Map<String, serde_json::Value>> {
+    let wrong = || Failed(format!("{name}: it is not a JSON object"));
+    let entry = json.as_object_mut().ok_or_else(wrong)?.entry(name);
+    let value = entry.or_insert(serde_json::Value::Null);
+    if value.is_null() {
+        *value = serde_json::json!({});
+    }
+    value.as_object_mut().ok_or_else(wrong)
+}
+
 fn is_zombie(pid: i32) -> bool {
     let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.iter().rposition(|b| *b == b')').and_then(|end| stat.get(end + 2));

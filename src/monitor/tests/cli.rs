@@ -241,6 +241,14 @@ fn pause_resume_update_exec() {
     let pid: i32 =
         fs::read_to_string(node.bundle.dir.join("exec.pid")).expect("pid file").parse().expect("a number");
     assert!(node.bundle.cgroup.processes().expect("processes").contains(&pid));
+    let odd = |name: &str, text: &str| {
+        fs::write(node.path(name), text).expect(name);
+        node.path(name).to_str().expect("UTF-8").to_owned()
+    };
+    let output = node.call(&["exec", "-t", "--process", &odd("process.json", "[]"), "c1"]);
+    assert_eq!(output.status.code(), Some(255), "{output:?}");
+    let resources = odd("resources.json", r#"{"memory": 5}"#);
+    assert!(node.failure(&["update", "-r", &resources, "--memory", "64m", "c1"]).contains("memory"));
     node.text(&["update", "--memory", "64m", "c1"]);
     let limit = node.bundle.cgroup.usage().expect("usage").memory_limit;
     assert_eq!(limit, Some(64 << 20));
