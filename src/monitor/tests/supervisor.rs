@@ -67,6 +67,7 @@ fn start_again_answers_the_same() {
     });
     assert_eq!(pids[0], pids[1]);
     assert_eq!(pod.start(&made).pid, pids[0]);
+    wait_until("its first words", || !joined(&made.log, "stdout").is_empty());
     pod.done(&Request::Signal { container: made.id.clone(), signal: 9, all: false });
     let exit = pod.exit(&made.id);
     assert_eq!(exit.code, 137);
