@@ -11,14 +11,16 @@
 //! Runs in the builder, in init, or in the caller of `start` and `poststop`. A hook that fails, or is not done in its
 //! time, stops the creation.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use std::os::fd::AsFd;
-
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{Hook, Spec};
 use serde_json::json;
 
@@ -66,21 +68,31 @@ fn run_one(name: &str, hook: &Hook, state: &[u8]) -> Result<()> {
     }
     command.env_clear();
     command.envs(hook.env().iter().flatten().filter_map(|e| e.split_once('=')));
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().step(&step, &what)?;
-    // A hook need not read its state.
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(state) {
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e).step(&step, &what),
-            _ => {}
-        }
-    }
+    // Memory, no pipes: neither a hook that does not read its state nor one that says much can hang.
+    let stdin = memory(state).step(&step, &what)?;
+    let stderr = memory(b"").step(&step, &what)?;
+    let theirs = stderr.try_clone().step(&step, &what)?;
+    let mut child = command
+        .stdin(stdin)
+        .stdout(Stdio::null())
+        .stderr(theirs)
+        .process_group(0)
+        .spawn()
+        .step(&step, &what)?;
     let limit = hook.timeout().and_then(|t| u64::try_from(t).ok()).map(Duration::from_secs);
-    wait(&mut child, limit).map_err(|why| Error::new(Kind::Internal, &step, what, why))
+    wait(&mut child, &stderr, limit).map_err(|why| Error::new(Kind::Internal, &step, what, why))
+}
+
+/// A file without a name, to be read from its start.
+fn memory(content: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create(c"hook", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Wait for the end; the reason when it is not a success. A hook that is late is killed with its process group.
-fn wait(child: &mut Child, limit: Option<Duration>) -> std::result::Result<(), String> {
+fn wait(child: &mut Child, stderr: &File, limit: Option<Duration>) -> std::result::Result<(), String> {
     let pid = child.id() as i32;
     let pidfd = sys::process::pidfd_open(pid).map_err(|e| crate::errno_text(&e))?;
     let forever = Duration::from_secs(365 * 24 * 3600);
@@ -95,16 +107,14 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> std::result::Result<(), S
     if status.success() {
         return Ok(());
     }
-    Err(format!("{status}: {}", last_words(child)))
+    Err(format!("{status}: {}", last_words(stderr)))
 }
 
-/// What is in the pipe of stderr now; whoever else holds it is not waited for.
-fn last_words(child: &mut Child) -> String {
-    let Some(mut stderr) = child.stderr.take() else { return String::new() };
+/// The end of what it said on stderr.
+fn last_words(stderr: &File) -> String {
     let mut buffer = [0_u8; 1024];
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let ready = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO);
-    let count = if matches!(ready, Ok(n) if n > 0) { stderr.read(&mut buffer).unwrap_or(0) } else { 0 };
+    let start = stderr.metadata().map_or(0, |m| m.len().saturating_sub(1024));
+    let count = stderr.read_at(&mut buffer, start).unwrap_or(0);
     String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
 }
 

@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("life::hooks_run_in_order", hooks_run_in_order),
     ("life::hooks_of_the_node_stay_out_of_a_joined_pid_namespace", hooks_of_the_node_stay_out),
     ("life::a_failing_hook_stops_it", a_failing_hook_stops_it),
+    ("life::a_hook_may_say_much_and_read_nothing", a_hook_may_say_much_and_read_nothing),
     ("life::a_late_hook_is_killed", a_late_hook_is_killed),
     ("life::a_dropped_creation_leaves_nothing", a_dropped_creation_leaves_nothing),
     ("life::descriptors_and_signals_are_clean", descriptors_and_signals_are_clean),
@@ -268,6 +269,16 @@ fn a_failing_hook_stops_it() {
     assert_eq!(error, "run createRuntime hook \"/bin/sh\": exit status: 3: no luck");
     assert!(!bundle.root().join("tmp/ran").exists());
     assert!(!Cgroup::new(format!("/corten-test/{}", bundle.id)).exists().unwrap());
+}
+
+fn a_hook_may_say_much_and_read_nothing() {
+    let mut bundle = Bundle::new("true");
+    bundle.config["annotations"] = json!({"long": "x".repeat(200_000)});
+    let talk = "head -c 200000 /dev/zero | tr '\\0' x >&2; echo the end >&2; exit 3";
+    bundle.config["hooks"] = json!({"createRuntime": hook(talk)});
+    bundle.config["hooks"]["createRuntime"][0]["timeout"] = json!(30);
+    let error = bundle.run().unwrap_err().to_string();
+    assert!(error.contains("exit status: 3: x") && error.ends_with("xthe end"), "{error}");
 }
 
 fn a_late_hook_is_killed() {
