@@ -120,7 +120,7 @@ impl Init<'_> {
             }
         }
         if self.plan.new & libc::CLONE_NEWNET != 0 {
-            sys::namespace::loopback_up().step("set up loopback", "lo")?;
+            sys::netns::bring_up_loopback().step("set up loopback", "lo")?;
         }
         Ok(())
     }
