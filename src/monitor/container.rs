@@ -100,21 +100,8 @@ impl Container {
             Some(cgroup) => cgroup,
             None => return self.running().map(|_| ()),
         };
-        if signal == libc::SIGKILL { cgroup.kill() } else { signal_each(cgroup, signal) }.map_err(told)
+        cgroup.signal(signal).map_err(told)
     }
-}
-
-fn signal_each(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
-    for pid in cgroup.processes()? {
-        let sent =
-            sys::process::pidfd_open(pid).and_then(|fd| sys::process::pidfd_signal(fd.as_fd(), signal));
-        match sent {
-            // It ended meanwhile.
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
-        }
-    }
-    Ok(())
 }
 
 /// A refusal.

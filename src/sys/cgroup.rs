@@ -14,11 +14,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
+
+use crate::process;
 
 /// Which interface a hierarchy has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,6 +272,21 @@ impl Cgroup {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
         }
+    }
+
+    /// Send a signal to everything in it and below it once; with SIGKILL as [`Cgroup::kill`].
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        if signal == libc::SIGKILL {
+            return self.kill();
+        }
+        for pid in self.processes()? {
+            match process::pidfd_open(pid).and_then(|fd| process::pidfd_signal(fd.as_fd(), signal)) {
+                // It ended meanwhile.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Stop everything in it; returns when all have stopped, `TimedOut` after two seconds.

@@ -42,23 +42,10 @@ pub(crate) fn kill(global: &Global, kill: &Kill) -> Result<()> {
     if kill.all
         && let Some(cgroup) = record.cgroup()
     {
-        return signal_all(&cgroup, kill.signal).doing(what);
+        return cgroup.signal(kill.signal).doing(what);
     }
     let init = record.init().ok_or_else(|| Failed(format!("{}: container not running", what())))?;
     sys::process::pidfd_signal(init.as_fd(), kill.signal).doing(what)
-}
-
-fn signal_all(cgroup: &Cgroup, signal: i32) -> std::io::Result<()> {
-    if signal == libc::SIGKILL {
-        return cgroup.kill();
-    }
-    for pid in cgroup.processes()? {
-        match sys::process::pidfd_open(pid).and_then(|fd| sys::process::pidfd_signal(fd.as_fd(), signal)) {
-            Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-            other => other?,
-        }
-    }
-    Ok(())
 }
 
 /// `delete`: a container that runs is refused, or with `force` killed first. One that waits for its start is killed.
