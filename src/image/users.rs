@@ -61,13 +61,18 @@ pub struct Identity {
     pub home: Option<String>,
 }
 
+/// A number as an id. -1 is none: to the kernel's calls it means "leave it", so that a process would stay root.
+fn id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
 /// Parses a passwd file.
 pub fn parse_passwd(text: &str) -> Vec<User> {
     let user = |line: &str| {
         let mut fields = line.trim_end().split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         let _password = fields.next()?;
-        let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (uid, gid) = (id(fields.next()?)?, id(fields.next()?)?);
         let mut rest = fields.skip(1).map(str::to_owned);
         let mut next = || rest.next().unwrap_or_default();
         Some(User { name: name.to_owned(), uid, gid, home: next(), shell: next() })
@@ -81,7 +86,7 @@ pub fn parse_group(text: &str) -> Vec<Group> {
         let mut fields = line.trim_end().split(':');
         let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
         let _password = fields.next()?;
-        let gid = fields.next()?.parse().ok()?;
+        let gid = id(fields.next()?)?;
         let members = fields.next().unwrap_or_default().split(',').filter(|m| !m.is_empty());
         Some(Group { name: name.to_owned(), gid, members: members.map(str::to_owned).collect() })
     };
@@ -92,9 +97,9 @@ pub fn parse_group(text: &str) -> Vec<Group> {
 /// image names none.
 pub fn configured(user: &str) -> (Option<u32>, &str) {
     let user = user.split(':').next().unwrap_or_default();
-    match user.parse() {
-        Ok(uid) => (Some(uid), ""),
-        Err(_) => (None, user),
+    match id(user) {
+        Some(uid) => (Some(uid), ""),
+        None => (None, user),
     }
 }
 
@@ -151,17 +156,17 @@ impl Accounts {
         let missing = |what: &str, name: &str| Error::invalid(format!("the image has no {what} {name:?}"));
         // a name of digits only is a name first, as POSIX asks of chown
         let known = self.user(user);
-        let (uid, known) = match (known, user.parse::<u32>()) {
+        let (uid, known) = match (known, id(user)) {
             (Some(known), _) => (known.uid, Some(known)),
-            (None, Ok(uid)) => (uid, self.user_by_uid(uid)),
-            (None, Err(_)) => return Err(missing("user", user)),
+            (None, Some(uid)) => (uid, self.user_by_uid(uid)),
+            (None, None) => return Err(missing("user", user)),
         };
         let gid = match group {
             None => known.map_or(0, |user| user.gid),
-            Some(name) => match (self.group(name), name.parse::<u32>()) {
+            Some(name) => match (self.group(name), id(name)) {
                 (Some(group), _) => group.gid,
-                (None, Ok(gid)) => gid,
-                (None, Err(_)) => return Err(missing("group", name)),
+                (None, Some(gid)) => gid,
+                (None, None) => return Err(missing("group", name)),
             },
         };
         let mut additional_gids = known.map(|user| self.groups_of(&user.name)).unwrap_or_default();
@@ -207,6 +212,18 @@ mod tests {
         assert!(accounts.resolve("nobody").unwrap_err().to_string().contains("nobody"));
         assert!(accounts.resolve("www:none").is_err());
         assert_eq!(accounts.users.len(), 3);
+    }
+
+    #[test]
+    fn minus_one_is_no_id() {
+        let mut accounts = accounts();
+        accounts.users.extend(parse_passwd("evil:x:4294967295:4294967295::/:\n"));
+        accounts.groups.extend(parse_group("evil:x:4294967295:\n"));
+        for spec in ["4294967295", "4294967295:1", "1:4294967295", "evil", "1:evil"] {
+            assert!(accounts.resolve(spec).is_err(), "{spec}");
+        }
+        assert_eq!(accounts.resolve("4294967294").unwrap().uid, 4_294_967_294);
+        assert_eq!(configured("4294967295"), (None, "4294967295"));
     }
 
     #[test]

@@ -88,7 +88,11 @@ pub fn check_process(process: &Process) -> Result<(), Problem> {
         demand(seen.insert(limit.typ() as u32), "process.rlimits", "a type stands there twice")?;
         demand(limit.soft() <= limit.hard(), "process.rlimits", "a soft limit is above its hard limit")?;
     }
-    let umask = process.user().umask();
+    let user = process.user();
+    // -1 means "leave it" to the kernel's calls: the process would keep root's
+    let mut ids = user.additional_gids().iter().flatten().copied().chain([user.uid(), user.gid()]);
+    demand(ids.all(|id| id != u32::MAX), "process.user", "4294967295 is not an id")?;
+    let umask = user.umask();
     demand(umask.is_none_or(|mask| mask <= 0o777), "process.user.umask", "must be at most 0777")
 }
 
@@ -273,7 +277,10 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let table: [(&str, Change); 14] = [
+        let table: [(&str, Change); 17] = [
+            ("process.user", |j| j["process"]["user"]["uid"] = u32::MAX.into()),
+            ("process.user", |j| j["process"]["user"]["gid"] = u32::MAX.into()),
+            ("process.user", |j| j["process"]["user"]["additionalGids"] = serde_json::json!([1, u32::MAX])),
             ("linux.namespaces", |j| {
                 j["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}, {"type": "user"}])
             }),
