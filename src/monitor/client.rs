@@ -1,8 +1,9 @@
 //! The daemon's side of the protocol: one connection per request.
 //!
 //! No threads and no tokio: [`Connection`] is non-blocking and gives its descriptor to whoever waits (tokio's
-//! `AsyncFd`, or poll in [`Client::call`]). Connecting and sending may block for at most [`PATIENCE`]; a monitor never
-//! blocks in its own loop, so that happens only when it is stopped or the node is in trouble.
+//! `AsyncFd`, or poll in [`Client::call`]). Sending may block for at most [`PATIENCE`], connecting for as long as the
+//! monitor's queue is full; a monitor never waits for anybody in its own loop, so that happens only when it is stopped or
+//! the node is in trouble.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -58,10 +58,8 @@ impl Program {
         let mut source = File::open(file).map_err(at("open program"))?;
         let mut memory = File::from(create(&name).map_err(|e| at("make a memfd for")(e.into()))?);
         io::copy(&mut source, &mut memory).map_err(at("copy into memory"))?;
-        let seals = SealFlag::F_SEAL_SEAL
-            | SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_WRITE;
+        let seals =
+            SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
         fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(|e| at("seal the copy of")(e.into()))?;
         let memory = read_only(&memory).map_err(at("open the copy of"))?;
         let path = CString::new(format!("/proc/self/fd/{}", memory.as_raw_fd()))
@@ -153,7 +151,8 @@ mod tests {
         let program = Program::load(&file).unwrap();
         std::fs::remove_file(&file).unwrap();
         let (mut read, write) = std::io::pipe().unwrap();
-        let script = "echo pid $$ sid $(cut -d' ' -f6 /proc/$$/stat) >&3; ls /proc/$$/fd >&3; echo err >&2; exit 7";
+        let script =
+            "echo pid $$ sid $(cut -d' ' -f6 /proc/$$/stat) >&3; ls /proc/$$/fd >&3; echo err >&2; exit 7";
         let pid = program.spawn(&args(&["-c", script]), &log, write.as_fd()).unwrap();
         drop(write);
         let mut text = String::new();
