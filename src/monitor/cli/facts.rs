@@ -75,7 +75,7 @@ pub(crate) fn features() -> Result<String> {
                 "v2": layout.unified().is_some(),
                 "systemd": false,
                 "systemdUser": false,
-                "rdma": false,
+                "rdma": true,
             },
             "seccomp": {
                 "enabled": true,
@@ -88,7 +88,8 @@ pub(crate) fn features() -> Result<String> {
                     "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE",
                 ],
             },
-            "selinux": { "enabled": false },
+            "apparmor": { "enabled": true },
+            "selinux": { "enabled": true },
             "intelRdt": { "enabled": false },
         },
     });

@@ -338,7 +338,9 @@ fn spec_and_features() {
     executor::load(&dir).expect("a spec that this runtime takes");
     assert!(node.failure(&["spec", "--bundle", &path]).contains("file exists"));
     let features: Value = serde_json::from_str(&node.text(&["features"])).expect("JSON");
-    assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+    for what in ["seccomp", "apparmor", "selinux"] {
+        assert_eq!(features["linux"][what]["enabled"], true, "{what}");
+    }
 }
 
 #[test]
