@@ -23,11 +23,17 @@ pub(crate) fn conflist(config: &Config) -> String {
     let usable = |subnet: &&String| ipv6 || is_ipv6_subnet(subnet) == Some(false);
     let subnets: Vec<String> = config.network.subnets.iter().filter(usable).cloned().collect();
     network::default_conflist(&network::BridgeNetwork {
-        name: "corten",
+        name: &network_name(&config.network.bridge),
         bridge: &config.network.bridge,
         subnets: &subnets,
         data_dir: &config.state_dir.join("bridge"),
     })
+}
+
+/// The packet filter's tables are called after the network: two daemons with bridges of their own would replace each
+/// other's rules if both networks had one name.
+fn network_name(bridge: &str) -> String {
+    if bridge == "corten0" { "corten".to_owned() } else { format!("corten-{bridge}") }
 }
 
 /// Writes our configuration unless the directory has one. Answers what was done, for people.
@@ -115,6 +121,20 @@ mod tests {
         assert_eq!(first_config(&cni).expect("readable"), Some(cni.join("10-other.conf")));
         assert_eq!(plugin_types(&cni.join("10-other.conf")).expect("a conf"), ["other"]);
         assert_eq!(fs::read_dir(&cni).expect("list").count(), 2);
+    }
+
+    #[test]
+    fn networks_of_two_bridges_have_two_names() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let name = |bridge: &str| {
+            let file = dir.path().join("c.toml");
+            fs::write(&file, format!("[network]\nbridge = {bridge:?}\n")).expect("write");
+            let config = load(&Sources { file: Some(file), ..Sources::default() }).expect("loads").config();
+            let value: Value = serde_json::from_str(&conflist(&config)).expect("JSON");
+            value["name"].as_str().expect("a name").to_owned()
+        };
+        assert_eq!(name("corten0"), "corten");
+        assert_eq!(name("br2"), "corten-br2");
     }
 
     #[test]
