@@ -83,11 +83,13 @@ impl Channel {
     pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let mut buffer = vec![0; LONGEST];
         let mut fds = Vec::new();
+        // A peer that was closed with our words unread; the kernel tells that once, before what the peer had said itself.
+        let mut reset = false;
         let count = loop {
             match sys::socket::receive(self.0.as_fd(), &mut buffer, &mut fds) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // a stream socket whose peer was closed with our words unread
-                Err(e) if e.raw_os_error() == Some(Errno::ECONNRESET as i32) => return Ok(None),
+                Err(e) if e.raw_os_error() == Some(Errno::ECONNRESET as i32) && reset => return Ok(None),
+                Err(e) if e.raw_os_error() == Some(Errno::ECONNRESET as i32) => reset = true,
                 other => break other?,
             }
         };
@@ -101,5 +103,21 @@ impl Channel {
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_heard_when_ours_were_not() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        ours.send(&ToInit::CgroupMade, &[]).unwrap();
+        theirs.send(&FromInit::Failed(Error::unsupported("set", "x", "y")), &[]).unwrap();
+        drop(theirs);
+        let heard = ours.receive::<FromInit>().unwrap();
+        assert!(matches!(heard, Some((FromInit::Failed(_), _))), "{heard:?}");
+        assert!(ours.receive::<FromInit>().unwrap().is_none());
     }
 }
