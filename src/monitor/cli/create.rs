@@ -53,7 +53,16 @@ pub(crate) fn start(global: &Global, id: &str) -> Result<()> {
     // First, so that nobody takes a running container for one that waits.
     record.started = true;
     record.save(global)?;
-    Ok(executor::start(&record::gate(global, id))?)
+    executor::start(&record::gate(global, id))?;
+    after_start(global, &record);
+    Ok(())
+}
+
+/// Its program runs: so do its `poststart` hooks. That one of them fails is only reported.
+fn after_start(global: &Global, record: &Record) {
+    if let Err(error) = executor::hooks::poststart(&record.id, &record.bundle, record.pid) {
+        warn(global, &error.to_string());
+    }
 }
 
 /// `run`
@@ -81,7 +90,9 @@ pub(crate) fn run(global: &Global, run: &Run) -> Result<u8> {
 
 /// Let it pass its gate; nothing stays of one whose command cannot run.
 fn release(global: &Global, record: &Record, process: &mut Process) -> Result<()> {
-    process.start().map_err(Failed::from).or_else(|error| ending::remove(global, record).and(Err(error)))
+    process.start().map_err(Failed::from).or_else(|error| ending::remove(global, record).and(Err(error)))?;
+    after_start(global, record);
+    Ok(())
 }
 
 fn glance(bundle: &Path) -> Result<Glance> {

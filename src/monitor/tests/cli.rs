@@ -168,6 +168,29 @@ fn run_returns_the_exit_code_and_cleans_up() {
 }
 
 #[test]
+fn hooks_of_the_node_run_after_start_and_end() {
+    let test = "hooks_of_the_node_run_after_start_and_end";
+    let Some(mut node) = Node::new(test, &["/bin/sleep", "0.2"]) else { return };
+    let said = node.path("said");
+    let hook = |name: &str| {
+        let script = format!("echo {name} >> {}; exit 1", said.display());
+        json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
+    };
+    node.bundle.config["hooks"] = json!({ "poststart": hook("poststart"), "poststop": hook("poststop") });
+    node.bundle.write();
+    assert!(node.call(&["run", "c1"]).status.success(), "their failure is only reported");
+    assert_eq!(fs::read_to_string(&said).expect("said"), "poststart\npoststop\n");
+    node.create("c2");
+    assert_eq!(fs::read_to_string(&said).expect("said").lines().count(), 2, "not before the start");
+    node.text(&["start", "c2"]);
+    assert_eq!(fs::read_to_string(&said).expect("said").lines().count(), 3);
+    node.text(&["delete", "--force", "c2"]);
+    let log = fs::read_to_string(node.path("log.json")).expect("log");
+    assert!(log.contains("run poststart hook"), "{log}");
+    assert!(node.is_clean());
+}
+
+#[test]
 fn what_cannot_run_leaves_nothing() {
     let Some(mut node) = Node::new("what_cannot_run_leaves_nothing", &["/no/such"]) else { return };
     for command in ["run", "create"] {
