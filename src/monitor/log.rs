@@ -81,8 +81,15 @@ impl Log {
     }
 }
 
+/// A container may be given its log directory: what it puts there, such as a FIFO, must not hold us.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = options.open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(file)
 }
 
 /// Where the line that contains (or begins at) byte `at` starts.
@@ -148,6 +155,18 @@ mod tests {
         log.append(b"still here\n");
         assert!(!inner.exists());
         assert_eq!(fs::read_to_string(moved.join("a.log")).expect("old"), "still here\n");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_at_once() {
+        let dir = Scratch::new("fifo");
+        let path = dir.0.join("a.log");
+        let mut log = Log::open(&path).expect("open");
+        fs::remove_file(&path).expect("remove");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        log.reopen().expect_err("nobody reads it");
+        let _reader = OpenOptions::new().read(true).write(true).open(&path).expect("reader");
+        assert!(log.reopen().unwrap_err().to_string().contains("not a regular file"));
     }
 
     /// A log whose file is the full device: every write fails with ENOSPC.
