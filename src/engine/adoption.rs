@@ -154,17 +154,19 @@ fn left_exits(ctx: &Context, seen: &mut Observed) {
     }
 }
 
-/// Cgroups below our root that are named after pods.
+/// Cgroups below our root that this daemon has named after pods.
 fn cgroups(ctx: &Context) -> Vec<(PodId, String)> {
-    let root = ctx.settings.cgroup_root.trim_end_matches('/');
+    let place = sandbox::default_cgroup(&ctx.settings);
+    let Some((root, prefix)) = place.rsplit_once('/') else { return Vec::new() };
     let cgroup = sys::cgroup::Cgroup::new(root);
     let hierarchies =
         sys::cgroup::Layout::host().map(|layout| layout.hierarchies.as_slice()).unwrap_or_default();
     let mut ours: HashSet<PodId> = HashSet::new();
     for dir in hierarchies.iter().filter_map(|hierarchy| cgroup.directory(hierarchy).ok()) {
-        ours.extend(record::names(&dir).unwrap_or_default().iter().filter_map(|name| name.parse().ok()));
+        let names = record::names(&dir).unwrap_or_default();
+        ours.extend(names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse::<PodId>().ok()));
     }
-    ours.into_iter().map(|id| (id.clone(), format!("{root}/{id}"))).collect()
+    ours.into_iter().map(|id| (id.clone(), format!("{place}{id}"))).collect()
 }
 
 /// Own a pod again.

@@ -76,7 +76,7 @@ impl Engine {
         let id = PodId::from_random(rand::random());
         let record = PodRecord {
             version: record::VERSION,
-            cgroup: sandbox::cgroup_of(&self.ctx.settings.cgroup_root, config, id.as_str())?,
+            cgroup: sandbox::cgroup_of(&self.ctx.settings, config, id.as_str())?,
             id,
             config: Arc::new(config.clone()),
             created_at: now(),

@@ -26,7 +26,7 @@ use crate::debts::{Debt, blocking};
 use crate::process::{self, Monitor};
 use crate::record::{self, Outlive, PodIntent, PodRecord};
 use crate::step::Step;
-use crate::{Error, Kind, Result};
+use crate::{Error, Kind, Result, Settings};
 
 /// A pod that was set up.
 #[derive(Debug)]
@@ -50,12 +50,15 @@ pub(crate) fn debts(ctx: &Context, record: &PodRecord) -> Vec<Debt> {
 
 /// The pod's cgroup when it is ours: a parent that the client named is the client's.
 fn own_cgroup(ctx: &Context, record: &PodRecord) -> Option<String> {
-    let ours = default_cgroup(&ctx.settings.cgroup_root, record.id.as_str());
+    let ours = default_cgroup(&ctx.settings) + record.id.as_str();
     (record.cgroup == ours).then_some(ours)
 }
 
-fn default_cgroup(root: &str, id: &str) -> String {
-    format!("{}/{id}", root.trim_end_matches('/'))
+/// Where pods without a parent of their own get their cgroup: this, and their id. Daemons side by side may have the same root, so
+/// each has names of its own in it.
+pub(crate) fn default_cgroup(settings: &Settings) -> String {
+    let owner = oci::id::owner(&settings.state_dir);
+    format!("{}/{owner}-", settings.cgroup_root.trim_end_matches('/'))
 }
 
 /// Whether the pod has a network namespace of its own.
@@ -68,13 +71,13 @@ pub(crate) fn own_ipc(config: &PodConfig) -> bool {
     config.namespaces.ipc != NamespaceMode::Node
 }
 
-/// The cgroup of a pod: what the client names as parent, or `<root>/<id>`.
-pub(crate) fn cgroup_of(root: &str, config: &PodConfig, id: &str) -> Result<String> {
+/// The cgroup of a pod: what the client names as parent, or `<root>/<owner>-<id>`.
+pub(crate) fn cgroup_of(settings: &Settings, config: &PodConfig, id: &str) -> Result<String> {
     let invalid =
         |why: &str| Error::new(Kind::Invalid, format!("cgroup parent {:?} {why}", config.cgroup_parent));
     let parent = config.cgroup_parent.trim_matches('/');
     if parent.is_empty() {
-        return Ok(default_cgroup(root, id));
+        return Ok(default_cgroup(settings) + id);
     }
     if parent.ends_with(".slice") {
         return Err(invalid("is a systemd slice; this runtime uses the cgroupfs driver"));
@@ -343,9 +346,11 @@ mod tests {
     fn cgroup_parents() {
         let with = |parent: &str| {
             let config = PodConfig { cgroup_parent: parent.to_owned(), ..config() };
-            cgroup_of("/corten", &config, "id").map_err(|e| e.kind)
+            let settings = Settings { state_dir: "/var/lib/corten".into(), ..Settings::default() };
+            cgroup_of(&settings, &config, "id").map_err(|e| e.kind)
         };
-        assert_eq!(with(""), Ok("/corten/id".to_owned()));
+        let owner = oci::id::owner(std::path::Path::new("/var/lib/corten"));
+        assert_eq!(with(""), Ok(format!("/corten/{owner}-id")));
         assert_eq!(with("/kubepods/burstable/podx"), Ok("/kubepods/burstable/podx".to_owned()));
         assert_eq!(with("a/b/"), Ok("/a/b".to_owned()));
         for bad in ["kubepods-burstable.slice", "/a/b.slice", "/a/../b", "a//b", "./a"] {

@@ -7,7 +7,7 @@
 //! ```text
 //! <state_dir>/<pod id>.json          what ADD was, is or will be called with: owed a DEL while it exists
 //! <state_dir>/<pod id>.result.json   what ADD answered
-//! <netns_dir>/corten-<pod id>        the pinned namespace
+//! <netns_dir>/corten-<owner>-<pod id>  the pinned namespace; owner: oci::id::owner(state_dir)
 //!
 //! attach:  record (fsync) ∥ pin namespace  →  ADD chain  →  result
 //! detach:  DEL chain, last plugin first    →  unpin      →  remove result, record

@@ -16,7 +16,7 @@ use crate::plugin;
 use crate::record::{Record, Records};
 
 /// Namespaces of ours start with this.
-const PREFIX: &str = "corten-";
+const PREFIX: &str = "corten";
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ struct Inner {
     programs: Programs,
     records: Records,
     netns_dir: PathBuf,
+    /// Of the names of our namespaces: what is ours in a directory that daemons may share.
+    prefix: String,
     state: Mutex<State>,
     /// Told when `collecting` ends.
     collected: Notify,
@@ -143,7 +145,7 @@ impl Inner {
     }
 
     fn netns(&self, pod: &PodId) -> PathBuf {
-        self.netns_dir.join(format!("{PREFIX}{pod}"))
+        self.netns_dir.join(format!("{}{pod}", self.prefix))
     }
 }
 
@@ -158,11 +160,13 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'sta
 impl Network {
     /// Nothing is touched before the first call.
     pub fn new(settings: Settings) -> Network {
+        let prefix = format!("{PREFIX}-{}-", oci::id::owner(&settings.state_dir));
         Network(Arc::new(Inner {
             directory: Directory::new(settings.config_dir),
             programs: Programs { dirs: settings.bin_dirs, deadline: settings.deadline },
             records: Records::new(settings.state_dir),
             netns_dir: settings.netns_dir,
+            prefix,
             state: Mutex::default(),
             collected: Notify::new(),
         }))
@@ -360,11 +364,14 @@ impl Inner {
         Ok(sys::netns::pin(&record.netns)?)
     }
 
+    /// Only those that this daemon made: others may pin theirs in the same directory.
     fn sweep_namespaces(&self, valid: &HashSet<&PodId>) {
         for entry in std::fs::read_dir(&self.netns_dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            let pod =
-                name.to_str().and_then(|n| n.strip_prefix(PREFIX)).and_then(|id| id.parse::<PodId>().ok());
+            let pod = name
+                .to_str()
+                .and_then(|n| n.strip_prefix(&self.prefix))
+                .and_then(|id| id.parse::<PodId>().ok());
             let Some(pod) = pod else { continue };
             let recorded = matches!(self.records.load(&pod), Ok(Some(_)) | Err(_));
             if recorded || valid.contains(&pod) {

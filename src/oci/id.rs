@@ -10,6 +10,15 @@ use serde::{Deserialize, Serialize};
 #[error("{0:?} is not an id (64 lowercase hex digits)")]
 pub struct BadId(pub String);
 
+/// A short name for the daemon that keeps its state in a directory, to mark what it makes in places that it shares with others
+/// (cgroups, network namespaces): 8 hex digits, the same for ever for the same path (32-bit FNV-1a).
+pub fn owner(state_dir: &std::path::Path) -> String {
+    let bytes = state_dir.as_os_str().as_encoded_bytes();
+    let hash =
+        bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:08x}")
+}
+
 fn check(text: &str) -> Result<(), BadId> {
     let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     if text.len() == 64 && text.bytes().all(hex) { Ok(()) } else { Err(BadId(text.to_owned())) }
@@ -75,3 +84,15 @@ id!(
     /// Id of a container.
     ContainerId
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_told_by_its_directory() {
+        // a daemon of any version must find what an earlier one made
+        assert_eq!(owner(std::path::Path::new("/var/lib/corten")), "4700f01b");
+        assert_ne!(owner(std::path::Path::new("/a")), owner(std::path::Path::new("/b")));
+    }
+}

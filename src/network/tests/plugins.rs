@@ -298,8 +298,11 @@ fn namespaces_without_a_pod_are_swept_and_others_left() {
     recorder(&node, "good", "10.1.0.2/24");
     node.configure("a.conflist", &chain("1.0.0", &["good"]));
     let at = |name: &str| std::path::Path::new("/run/netns").join(name);
-    let stale = at(&format!("corten-{}", pod(7).pod));
-    let unfinished = at(&format!("corten-{}", pod(8).pod));
+    let owner = oci::id::owner(&node.settings.state_dir);
+    let stale = at(&format!("corten-{owner}-{}", pod(7).pod));
+    let unfinished = at(&format!("corten-{owner}-{}", pod(8).pod));
+    let of_another_daemon = at(&format!("corten-00000000-{}", pod(9).pod));
+    std::fs::write(&of_another_daemon, "").unwrap();
     sys::netns::pin(&stale).unwrap();
     std::fs::write(&unfinished, "").unwrap();
     sys::netns::pin(&at("somebody")).unwrap();
@@ -309,7 +312,8 @@ fn namespaces_without_a_pod_are_swept_and_others_left() {
         node.network.collect_garbage(&[pod(1).pod]).await;
         assert_eq!(node.network.owed(), [pod(1).pod]);
         assert!(sys::netns::is_pinned(&kept.netns) && sys::netns::is_pinned(&at("somebody")));
-        assert!(!stale.exists() && !unfinished.exists());
+        assert!(!stale.exists() && !unfinished.exists() && of_another_daemon.exists());
+        std::fs::remove_file(&of_another_daemon).unwrap();
         node.network.collect_garbage(&[]).await;
         assert!(!kept.netns.exists());
         sys::netns::unpin(&at("somebody")).unwrap();

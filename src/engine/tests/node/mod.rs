@@ -195,7 +195,7 @@ impl Node {
         let mut found = BTreeSet::new();
         for hierarchy in &sys::cgroup::Layout::host().unwrap().hierarchies {
             let dir = cgroup.directory(hierarchy).unwrap();
-            found.extend(names(&dir).into_iter().filter(|n| n.len() == 64).map(|n| format!("cgroup {n}")));
+            found.extend(names(&dir).into_iter().filter(|n| n.len() >= 64).map(|n| format!("cgroup {n}")));
         }
         found
     }
