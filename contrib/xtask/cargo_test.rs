@@ -1,6 +1,10 @@
 //! `cargo test` of the workspace as rows: a row per test, named after its crate.
 //!
 //! A test that could not run here prints `SKIP <test>: reason` and returns; libtest calls that passed, this does not.
+//!
+//! Some tests run themselves again in namespaces of their own, with the same output: a line may come twice, and what a test
+//! prints may stand between its name and its result. So a test has failed when libtest says FAILED of it, or names it among the
+//! failures at its end.
 
 use std::process::Command;
 
@@ -34,6 +38,12 @@ pub(crate) fn run() -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+const SEE_ABOVE: &str = "see above";
+
+fn fail(row: &mut Row) {
+    (row.outcome, row.reason) = (Outcome::Failed, SEE_ABOVE.to_owned());
+}
+
 fn row(test: &str, outcome: Outcome, reason: &str) -> Row {
     Row {
         suite: "unit".to_owned(),
@@ -50,7 +60,14 @@ fn parse(text: &str) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     let mut program = String::new();
     let mut first = 0;
+    let mut failures = false;
     for line in text.lines() {
+        if line == "failures:" || line.starts_with("test result:") {
+            failures = line == "failures:";
+        } else if let (true, Some(name)) = (failures, line.strip_prefix("    ")) {
+            let name = format!("{program}::{name}");
+            rows[first..].iter_mut().filter(|row| row.test == name).for_each(fail);
+        }
         let line = line.trim_start();
         if let Some(rest) = line.strip_prefix("Running ").or_else(|| line.strip_prefix("Doc-tests ")) {
             program = program_name(rest);
@@ -60,9 +77,10 @@ fn parse(text: &str) -> Vec<Row> {
         {
             let name = format!("{program}::{}", name.split(" - ").next().unwrap_or(name));
             match result.split(' ').next().unwrap_or_default().trim_end_matches(',') {
-                "ok" => rows.push(row(&name, Outcome::Passed, "")),
+                _ if rows[first..].iter().any(|row| row.test == name) => {}
                 "ignored" => rows.push(row(&name, Outcome::Skipped, result)),
-                _ => rows.push(row(&name, Outcome::Failed, "see above")),
+                "FAILED" => rows.push(row(&name, Outcome::Failed, SEE_ABOVE)),
+                _ => rows.push(row(&name, Outcome::Passed, "")),
             }
         } else if let Some((name, reason)) = line.strip_prefix("SKIP ").and_then(|rest| rest.split_once(": "))
         {
@@ -114,6 +132,17 @@ mod tests {
             test binds ... ok\n\
             test needs_v2 ... ok\n\
             test slow ... ignored, takes an hour\n\
+            test talks ... 2026-01-01 a line of its own\n\
+            test talks ... ok\n\
+            ok\n\
+            test talks_and_fails ... a line of its own\n\
+            FAILED\n\
+            failures:\n\
+            \n\
+            failures:\n\
+            \x20   talks_and_fails\n\
+            \n\
+            test result: FAILED. 3 passed; 1 failed\n\
             ---- needs_v2 stdout ----\n\
             SKIP needs_v2: no cgroup v2 here\n";
         let rows = parse(text);
@@ -126,6 +155,8 @@ mod tests {
                 ("mount::binds", Outcome::Passed),
                 ("mount::needs_v2", Outcome::Skipped),
                 ("mount::slow", Outcome::Skipped),
+                ("mount::talks", Outcome::Passed),
+                ("mount::talks_and_fails", Outcome::Failed),
             ]
         );
         assert_eq!(rows[3].reason, "no cgroup v2 here");
