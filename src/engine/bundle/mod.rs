@@ -20,7 +20,7 @@ mod security;
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -177,7 +177,7 @@ fn write(
 ) -> Result<ContainerRecord> {
     let dir = ctx.paths.container(&record.id);
     let failed = |what: &'static str| move |e: io::Error| Error::because(Kind::Internal, what, e);
-    make_dirs(&dir).map_err(failed("make the container's directories"))?;
+    make_dirs(&dir, rootfs.lower.first()).map_err(failed("make the container's directories"))?;
     if let Some(parent) = record.log_path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(failed("make the log's directory"))?;
     }
@@ -191,15 +191,19 @@ fn write(
     Ok(record)
 }
 
-fn make_dirs(dir: &Path) -> io::Result<()> {
+/// The container's own directories. What an overlay shows as `/` is the upper directory, so that gets the mode and owner of the
+/// image's `/`, which are those of the topmost layer.
+fn make_dirs(dir: &Path, top: Option<&PathBuf>) -> io::Result<()> {
     let mut private = fs::DirBuilder::new();
     private.mode(0o700).create(dir)?;
     private.create(dir.join("bundle"))?;
     for part in ["bundle/rootfs", "upper", "work"] {
-        // the root directory of a container is what upper's mode says
         fs::DirBuilder::new().mode(0o755).create(dir.join(part))?;
     }
-    Ok(())
+    let Some(top) = top else { return Ok(()) };
+    let (root, upper) = (fs::metadata(top)?, dir.join("upper"));
+    std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid()))?;
+    fs::set_permissions(&upper, root.permissions())
 }
 
 fn gather(pod: &Pod, record: &ContainerRecord, rootfs: &image::Rootfs, dir: &Path) -> Result<Facts> {

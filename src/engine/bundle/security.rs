@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Once;
 
 use serde_json::{Value, json};
 
@@ -167,13 +168,23 @@ fn apparmor_enabled() -> bool {
     fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
 }
 
-/// There is no default profile of ours yet, so `RuntimeDefault` is unconfined where there is AppArmor, as without it.
+/// There is no default profile of ours yet, so `RuntimeDefault` is unconfined where there is AppArmor, as without it; the
+/// log says so once, and so does the README.
 fn apparmor_on(security: &SecurityContext, enabled: bool) -> Result<Option<String>> {
     match &security.apparmor {
         _ if security.privileged => Ok(None),
         SecurityProfile::Localhost(name) if enabled => Ok(Some(name.clone())),
         SecurityProfile::Localhost(name) => {
             Err(Error::new(Kind::Invalid, format!("AppArmor profile {name:?}: this kernel has no AppArmor")))
+        }
+        SecurityProfile::RuntimeDefault if enabled => {
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                tracing::warn!(
+                    "there is no default AppArmor profile yet: containers that ask for it run without one"
+                )
+            });
+            Ok(None)
         }
         _ => Ok(None),
     }

@@ -226,3 +226,20 @@ fn no_log_without_a_directory() {
     assert_eq!(log_path(&pod.config, &with), Path::new("/var/log/pods/p/c/0.log"));
     assert_eq!(log_path(&pod.config, &record(|_| ()).config), Path::new(""));
 }
+
+#[test]
+fn the_root_has_the_mode_and_owner_of_the_images() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIP the_root_has_the_mode_and_owner_of_the_images: needs root");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (top, container) = (scratch.path().join("layer"), scratch.path().join("container"));
+    fs::create_dir(&top).unwrap();
+    chown(&top, Some(1000), Some(2000)).unwrap();
+    fs::set_permissions(&top, fs::Permissions::from_mode(0o1711)).unwrap();
+    make_dirs(&container, Some(&top)).unwrap();
+    let upper = fs::metadata(container.join("upper")).unwrap();
+    assert_eq!((upper.uid(), upper.gid(), upper.permissions().mode() & 0o7777), (1000, 2000, 0o1711));
+}
