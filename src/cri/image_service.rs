@@ -67,7 +67,7 @@ impl ImageService for Images {
         let call = change!("PullImage", image = name);
         call.run(self.slow, async move {
             let (reference, auth) = parse::image::pull(request)?;
-            let image_ref = engine.images().pull(&reference, auth).await.map_err(Error::from)?;
+            let image_ref = engine.pull_image(&reference, auth).await?;
             Ok(PullImageResponse { image_ref })
         })
         .await

@@ -296,6 +296,13 @@ impl Engine {
         }
     }
 
+    /// Pull an image; its id. Concurrent pulls of one reference join.
+    pub async fn pull_image(&self, reference: &str, auth: Option<image::Auth>) -> Result<String> {
+        self.ctx.index.admit()?;
+        Step::current().enter("fetch and unpack the image");
+        Ok(self.ctx.images.pull(reference, auth).await?)
+    }
+
     /// The image store.
     pub fn images(&self) -> &image::Store {
         &self.ctx.images
