@@ -36,7 +36,8 @@ pub(crate) fn ensure() -> Result<PathBuf> {
 
 /// The source package, from where apt gets this machine's packages; apt's own configuration stays as it is.
 fn download(work: &Path) -> Result<()> {
-    let format = "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) main";
+    let format =
+        "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) main";
     let filters = ["Created-By: Packages", "Origin: Debian", "Component: main"];
     let targets = quiet(command(&["apt-get", "indextargets", "--format", format]).args(filters))?;
     let mut sources: Vec<&str> = targets.lines().collect();

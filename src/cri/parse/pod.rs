@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use engine::Result;
 use engine::config::{Dns, PodConfig, PodName, PortMapping, Protocol};
 
-use super::{
-    absolute, enumeration, filled, invalid, plain, required, resources, security, unsupported,
-};
+use super::{absolute, enumeration, filled, invalid, plain, required, resources, security, unsupported};
 use crate::proto::runtime::v1 as wire;
 
 /// Longest name that the kernel takes as a host name.
