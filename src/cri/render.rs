@@ -1,6 +1,7 @@
 //! Values to answers: what the engine and the image store return becomes CRI messages. Pure functions.
 
 pub(crate) mod container;
+pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod node;
 pub(crate) mod pod;

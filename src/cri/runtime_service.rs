@@ -274,11 +274,7 @@ impl RuntimeService for Runtime {
             .run(self.info.slow_request, async move {
                 let (id, command, deadline) = parse::container::exec(request)?;
                 let output = engine.exec_sync(&id, command, deadline).await?;
-                Ok(ExecSyncResponse {
-                    stdout: output.stdout,
-                    stderr: output.stderr,
-                    exit_code: output.exit_code,
-                })
+                Ok(render::exec::output(output))
             })
             .await
     }
