@@ -104,6 +104,9 @@ pub(crate) struct Pod {
     pub(crate) retry: Option<Retry>,
     /// The pause before the last attempt that failed.
     pub(crate) pause: Option<Duration>,
+    /// Payments under way, and what failed in those that have ended meanwhile.
+    pub(crate) paying: usize,
+    pub(crate) unpaid_because: Vec<Error>,
     /// Commands to be looked at again when the pod's stage has changed.
     pub(crate) later: Vec<Command>,
     commands: mpsc::Receiver<Command>,
@@ -126,6 +129,8 @@ pub(crate) fn new(ctx: Arc<Context>, record: PodRecord, state: State) -> (PodHan
         owed: Vec::new(),
         retry: None,
         pause: None,
+        paying: 0,
+        unpaid_because: Vec::new(),
         later: Vec::new(),
         commands,
         view,

@@ -65,6 +65,7 @@ impl Pod {
     /// Pay debts; [`Done::Paid`] follows.
     pub(crate) fn pay(&mut self, owed: Vec<Debt>) {
         self.retry = None;
+        self.paying += 1;
         let ctx = self.ctx.clone();
         self.effects.spawn(async move {
             let (unpaid, failures) = debts::pay(&ctx, owed).await;
@@ -136,14 +137,21 @@ impl Pod {
         op.finish(Err(error.within(context)));
     }
 
-    /// Debts were paid, or not.
+    /// Debts were paid, or not. One payment may begin while another is under way (a container that could not be made, a pod
+    /// that is stopped): the pod goes on when all have ended.
     pub(crate) fn paid(&mut self, unpaid: Vec<Debt>, failures: Vec<Error>) {
+        self.owed.extend(unpaid);
+        self.unpaid_because.extend(failures);
+        self.paying = self.paying.saturating_sub(1);
+        if self.paying > 0 {
+            return;
+        }
+        let failures = std::mem::take(&mut self.unpaid_because);
         let context = match &self.state {
             State::Removing { .. } => "remove pod",
             _ => "stop pod",
         };
         let failure = debts::as_error(format!("{context} {}", self.record.id.short()), failures);
-        self.owed.extend(unpaid);
         match &failure {
             Some(why) => {
                 tracing::warn!(pod = %self.record.id, error = why.chain(), "not everything could be given back yet");
