@@ -255,8 +255,9 @@ async fn a_stop_goes_on_under_the_next_daemon() {
     while !stage.contains("Stopping") {
         stage = engine.verbose_container(id.as_str()).await.unwrap().remove("info").unwrap();
     }
-    let engine = reopen(&node, engine, || async {}).await;
-    assert_eq!(stop.await.unwrap().unwrap_err().kind, Kind::Unavailable);
+    // it holds the engine, and with it the image store that the next one opens
+    let refused = async || assert_eq!(stop.await.unwrap().unwrap_err().kind, Kind::Unavailable);
+    let engine = reopen(&node, engine, refused).await;
     assert_eq!(node.ended(&engine, &id).await, (137, "Error".to_owned()));
     engine.stop_container(id.as_str(), Duration::from_secs(2)).await.unwrap();
     engine.remove_pod(pod.as_str()).await.unwrap();

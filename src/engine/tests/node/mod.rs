@@ -116,8 +116,17 @@ impl Node {
     }
 
     pub(crate) async fn images(&self) -> image::Store {
-        let settings = image::Settings { root: self.at("state/images"), ..image::Settings::default() };
-        image::Store::open(settings).await.unwrap()
+        let began = Instant::now();
+        loop {
+            let settings = image::Settings { root: self.at("state/images"), ..image::Settings::default() };
+            match image::Store::open(settings).await {
+                // a task of the engine that was drained may still be about to let go of it
+                Err(e) if e.kind == image::Kind::Unavailable && began.elapsed() < Duration::from_secs(10) => {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     fn network(&self) -> network::Network {
