@@ -2,7 +2,8 @@
 //!
 //! Each call runs in a task of its own. A client that goes away (a kubelet that restarts, a deadline that passes)
 //! therefore never stops an operation half-way; it goes on to its end, and the repeated request joins it or finds it
-//! done. The task ends with the call; the engine's own deadlines bound it.
+//! done. The task ends with the call; the engine's own deadlines bound it. A command in a container is another matter
+//! ([`Call::run_for_client`]): its output is for the one who asked, and it is killed when that one has gone.
 //!
 //! Every error is logged here, once. Reads are traced at `debug` level, since the kubelet sends several a second;
 //! calls that change something at `info`.
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use engine::step::{self, Step};
 use engine::{Error, Kind, Result};
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Response, Status};
 use tracing::{Instrument as _, Span, debug, info, warn};
 
@@ -84,9 +87,29 @@ impl Call {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let span = self.span.clone();
-        let task = tokio::spawn(watched(self.changes, slow, work).instrument(span));
-        let answer = task.await.unwrap_or_else(|panic| {
+        let task = tokio::spawn(watched(self.changes, slow, work).instrument(self.span.clone()));
+        self.finish(task.await)
+    }
+
+    /// Run a call that ends when its client goes away: what it does is of no use to anybody else.
+    pub(crate) async fn run_for_client<T, F>(
+        self,
+        slow: Duration,
+        work: F,
+    ) -> std::result::Result<Response<T>, Status>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let task = tokio::spawn(watched(self.changes, slow, work).instrument(self.span.clone()));
+        self.finish(AbortOnDropHandle::new(task).await)
+    }
+
+    fn finish<T>(
+        &self,
+        ended: std::result::Result<Result<T>, JoinError>,
+    ) -> std::result::Result<Response<T>, Status> {
+        let answer = ended.unwrap_or_else(|panic| {
             let error = Error::because(Kind::Internal, "the call ended early", panic);
             self.span.in_scope(|| warn!(error = %status::message(&error), "call failed"));
             Err(error)
@@ -156,6 +179,26 @@ mod tests {
         go.add_permits(1);
         let finished = tokio::time::timeout(Duration::from_secs(10), done.acquire()).await;
         finished.expect("the work ends").unwrap().forget();
+    }
+
+    #[tokio::test]
+    async fn what_is_only_for_the_client_ends_with_it() {
+        let (begun, held) = (Arc::new(Semaphore::new(0)), Arc::new(()));
+        let (b, h) = (begun.clone(), held.clone());
+        let client = tokio::spawn(read!("Test").run_for_client(PATIENCE, async move {
+            let _held = h;
+            b.add_permits(1);
+            std::future::pending::<Result<()>>().await
+        }));
+        begun.acquire().await.unwrap().forget();
+        client.abort();
+        assert!(client.await.unwrap_err().is_cancelled());
+        let gone = async {
+            while Arc::strong_count(&held) > 1 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, gone).await.expect("the work ends");
     }
 
     /// What was logged, as text.

@@ -271,7 +271,7 @@ impl RuntimeService for Runtime {
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
         read!("ExecSync", container = &request.container_id)
-            .run(self.info.slow_request, async move {
+            .run_for_client(self.info.slow_request, async move {
                 let (id, command, deadline) = parse::container::exec(request)?;
                 let output = engine.exec_sync(&id, command, deadline).await?;
                 Ok(render::exec::output(output))

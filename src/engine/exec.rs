@@ -25,6 +25,9 @@ use crate::{Error, Kind, Result};
 /// Most bytes that are kept of each stream.
 pub(crate) const CAP: usize = 16 << 20;
 
+/// Most bytes that a pipe holds: its size by default, for these are not made larger.
+const PIPE: usize = 64 << 10;
+
 /// How long after the command's end output of its children is still taken.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -111,21 +114,32 @@ async fn collect(mut pipe: pipe::Receiver, mut ended: watch::Receiver<bool>) -> 
     };
     tokio::pin!(grace);
     loop {
-        // the grace first: a flood from a child would never let it come. It ends long after what the command itself
-        // wrote has been read: a pipe holds 64 KiB.
+        // the grace first: a flood from a child would never let it come
         let read = tokio::select! {
             biased;
-            () = &mut grace => return kept,
+            () = &mut grace => break,
             read = pipe.read(&mut buffer) => read,
         };
         match read {
             Ok(0) | Err(_) => return kept,
-            Ok(count) => {
-                let room = CAP - kept.len();
-                kept.extend_from_slice(&buffer[..count.min(room)]);
-            }
+            Ok(count) => keep(&mut kept, &buffer[..count]),
         }
     }
+    // on a busy node the grace may be over before what the command wrote was looked at; all of that is in the pipe
+    let mut left = PIPE;
+    while left > 0
+        && let Ok(count @ 1..) = pipe.try_read(&mut buffer)
+    {
+        keep(&mut kept, &buffer[..count]);
+        left = left.saturating_sub(count);
+    }
+    kept
+}
+
+/// Append what the cap has room for.
+fn keep(kept: &mut Vec<u8>, bytes: &[u8]) {
+    let room = CAP - kept.len();
+    kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
 }
 
 #[cfg(test)]
@@ -150,6 +164,19 @@ mod tests {
         assert_eq!(collect(read, end).await.len(), 60_000);
         assert!(begun.elapsed() < Duration::from_secs(5));
         drop(write);
+    }
+
+    #[tokio::test]
+    async fn a_busy_node_loses_nothing_either() {
+        let (read, mut write) = pair();
+        let (ended, end) = watch::channel(false);
+        ended.send(true).unwrap();
+        let mut reading = std::pin::pin!(collect(read, end));
+        // the grace begins, then nothing of this process runs until it is over
+        assert!(futures_util::poll!(reading.as_mut()).is_pending());
+        write.write_all(&[7; 60_000]).unwrap();
+        std::thread::sleep(GRACE * 2);
+        assert_eq!(reading.await.len(), 60_000);
     }
 
     #[tokio::test]
