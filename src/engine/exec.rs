@@ -162,7 +162,7 @@ mod tests {
         // the writer stays open, as with a grandchild that holds the pipe
         let begun = Instant::now();
         assert_eq!(collect(read, end).await.len(), 60_000);
-        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(begun.elapsed() < Duration::from_secs(60));
         drop(write);
     }
 
@@ -199,7 +199,7 @@ mod tests {
         let (ended, end) = watch::channel(false);
         ended.send(true).unwrap();
         let writer = std::thread::spawn(move || while write.write_all(&[1; 4096]).is_ok() {});
-        let done = timeout(Duration::from_secs(10), collect(read, end)).await;
+        let done = timeout(Duration::from_secs(60), collect(read, end)).await;
         assert!(done.is_ok());
         writer.join().unwrap();
     }

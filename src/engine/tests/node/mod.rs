@@ -67,11 +67,14 @@ pub(crate) fn programs() -> PathBuf {
     dir
 }
 
+/// How long anything may take: a machine that is much slower than this one, with much else to do.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until `what` holds.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -121,7 +124,7 @@ impl Node {
             let settings = image::Settings { root: self.at("state/images"), ..image::Settings::default() };
             match image::Store::open(settings).await {
                 // a task of the engine that was drained may still be about to let go of it
-                Err(e) if e.kind == image::Kind::Unavailable && began.elapsed() < Duration::from_secs(10) => {
+                Err(e) if e.kind == image::Kind::Unavailable && began.elapsed() < PATIENCE => {
                     tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 opened => return opened.unwrap(),
@@ -135,7 +138,7 @@ impl Node {
             bin_dirs: vec![programs()],
             state_dir: self.at("state/network"),
             netns_dir: self.at("netns"),
-            deadline: Duration::from_secs(20),
+            deadline: PATIENCE,
         })
     }
 
@@ -146,6 +149,8 @@ impl Node {
             run_dir: self.at("run"),
             runtime: programs().join("corten-runtime"),
             cgroup_root: self.cgroup_root(),
+            monitor_deadline: PATIENCE,
+            drain_deadline: PATIENCE,
             ..Settings::default()
         };
         Engine::open(settings, self.images().await, self.network()).await.unwrap()
