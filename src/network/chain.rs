@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::conflist::{Conflist, Version, type_of};
 use crate::error::{Error, Kind, Result};
 use crate::plugin::{self, Call, Verb};
+use crate::record::Progress;
 
 /// The interface that every pod has.
 pub(crate) const IFNAME: &str = "eth0";
@@ -31,6 +32,38 @@ pub(crate) struct Side<'a> {
     pub(crate) capabilities: &'a Map<String, Value>,
 }
 
+/// An ADD that failed.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    pub(crate) error: Error,
+    pub(crate) progress: Progress,
+}
+
+impl Stopped {
+    /// After the first `started` plugins of a chain were started.
+    pub(crate) fn at(started: usize, error: Error) -> Stopped {
+        Stopped { progress: Progress { started, code: error.code }, error }
+    }
+}
+
+/// What DEL has to know about ADD.
+#[derive(Debug)]
+pub(crate) struct Past<'a> {
+    pub(crate) result: Option<&'a Value>,
+    pub(crate) failed: Option<&'a Progress>,
+}
+
+/// The specification's codes for a plugin that does not take its input: version, field, content, configuration.
+const INPUT_REFUSED: [u32; 4] = [1, 2, 6, 7];
+
+impl Past<'_> {
+    /// Whether a DEL with this error code says of its input what ADD said: the plugin has never done anything with it.
+    fn refused(&self, code: Option<u32>) -> bool {
+        let before = self.failed.and_then(|failed| failed.code);
+        code.is_some_and(|code| INPUT_REFUSED.contains(&code)) && code == before
+    }
+}
+
 impl Programs {
     fn call(&self, verb: Verb, side: &Side<'_>) -> Call {
         let environment = vec![
@@ -43,30 +76,55 @@ impl Programs {
     }
 
     /// ADD through the chain; the last plugin's result.
-    pub(crate) async fn add(&self, list: &Conflist, side: &Side<'_>) -> Result<Value> {
+    pub(crate) async fn add(&self, list: &Conflist, side: &Side<'_>) -> std::result::Result<Value, Stopped> {
         let call = self.call(Verb::Add, side);
         let mut result = None;
         for (at, config) in list.plugins.iter().enumerate() {
             let input = list.input(at, side.capabilities, result.as_ref());
             let name = type_of(config);
-            let answer = plugin::run(name, &self.dirs, &call, &input).await?;
+            let running = plugin::start(name, &self.dirs, &call).map_err(|error| Stopped::at(at, error))?;
+            let stopped = |error| Stopped::at(at + 1, error);
+            let answer = running.finish(&input).await.map_err(stopped)?;
             let answer = answer.filter(Value::is_object).ok_or_else(|| {
-                Error::new(Kind::Plugin, format!("CNI plugin {name} ADD: it succeeded without a result"))
+                let message = format!("CNI plugin {name} ADD: it succeeded without a result");
+                stopped(Error::new(Kind::Plugin, message))
             })?;
             result = Some(answer);
         }
-        result.ok_or_else(|| Error::new(Kind::Invalid, format!("network {} has no plugins", list.name)))
+        let empty = || Error::new(Kind::Invalid, format!("network {} has no plugins", list.name));
+        result.ok_or_else(|| Stopped::at(0, empty()))
     }
 
-    /// DEL through the chain, backwards. It stops at the first failure; the whole chain is called again later.
-    pub(crate) async fn del(&self, list: &Conflist, side: &Side<'_>, result: Option<&Value>) -> Result<()> {
+    /// Whether every plugin's program is there.
+    pub(crate) fn present(&self, list: &Conflist) -> Result<()> {
+        list.plugins.iter().try_for_each(|config| plugin::find(type_of(config), &self.dirs).map(drop))
+    }
+
+    /// DEL through the chain, backwards, from the last plugin that ADD started. It stops at the first that refuses; the
+    /// whole chain is called again later. A missing program keeps the others from nothing, and is the error at the end.
+    pub(crate) async fn del(&self, list: &Conflist, side: &Side<'_>, past: &Past<'_>) -> Result<()> {
         let call = self.call(Verb::Del, side);
-        let result = result.filter(|_| list.version >= Version::V0_4);
-        for (at, config) in list.plugins.iter().enumerate().rev() {
+        let result = past.result.filter(|_| list.version >= Version::V0_4);
+        let started = past.failed.map_or(list.plugins.len(), |failed| failed.started);
+        let mut missing = Ok(());
+        for (at, config) in list.plugins.iter().enumerate().take(started).rev() {
+            let running = match plugin::start(type_of(config), &self.dirs, &call) {
+                Ok(running) => running,
+                Err(e) if e.kind == Kind::Unavailable => {
+                    missing = Err(e);
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
             let input = list.input(at, side.capabilities, result);
-            plugin::run(type_of(config), &self.dirs, &call, &input).await?;
+            match running.finish(&input).await {
+                Err(e) if at + 1 == started && past.refused(e.code) => {
+                    tracing::debug!("{e}: as its ADD, so there is nothing to undo");
+                }
+                other => drop(other?),
+            }
         }
-        Ok(())
+        missing
     }
 
     /// CHECK through the chain, if the network has it.

@@ -17,7 +17,8 @@
 //!   configuration, even if the files in `config_dir` have changed meanwhile. The result is written without waiting
 //!   for the disk: after a power cut there is no namespace either, and DEL works without it.
 //! * DEL is owed until every plugin of the chain has succeeded ([`Network::owed`]); it is called without a namespace
-//!   when that is gone.
+//!   when that is gone. After an ADD that failed it goes to those that were started, the one that failed among them.
+//!   A plugin whose program is missing by then keeps the debt: nobody else knows what it made.
 //! * A namespace with our prefix and no record is nobody's: [`Network::collect_garbage`] removes it.
 //! * A plugin that runs past its deadline is killed with its whole process group.
 //! * What a plugin says about an error is passed on verbatim.

@@ -9,11 +9,11 @@ use oci::id::PodId;
 use tokio::sync::Notify;
 
 use crate::attachment::{Attached, Attachment};
-use crate::chain::{Programs, Side, addresses};
+use crate::chain::{Past, Programs, Side, Stopped, addresses};
 use crate::conflist::{Conflist, Directory};
 use crate::error::{Error, Kind, Result};
 use crate::plugin;
-use crate::record::{Record, Records};
+use crate::record::{Record, Records, Used};
 
 /// Namespaces of ours start with this.
 const PREFIX: &str = "corten";
@@ -42,6 +42,7 @@ struct Inner {
     directory: Directory,
     programs: Programs,
     records: Records,
+    used: Used,
     netns_dir: PathBuf,
     /// Of the names of our namespaces: what is ours in a directory that daemons may share.
     prefix: String,
@@ -164,6 +165,7 @@ impl Network {
         Network(Arc::new(Inner {
             directory: Directory::new(settings.config_dir),
             programs: Programs { dirs: settings.bin_dirs, deadline: settings.deadline },
+            used: Used::new(&settings.state_dir),
             records: Records::new(settings.state_dir),
             netns_dir: settings.netns_dir,
             prefix,
@@ -191,17 +193,29 @@ impl Network {
             self.undo(&pod.pod).await?;
         }
         let network = inner.directory.default_network()?;
-        let record = self.intend(pod, &network).await?;
+        inner.programs.present(&network)?;
+        let mut record = self.intend(pod, &network).await?;
         match self.add(&record).await {
             Ok(attached) => Ok(attached),
-            Err(mut e) => {
-                if let Err(second) = self.undo(&pod.pod).await {
-                    e.message =
-                        format!("{}; undoing it failed too, and is owed: {}", e.message, second.message);
+            Err(Stopped { mut error, progress }) => {
+                record.failed = Some(progress);
+                if let Err(second) = self.give_up(record).await {
+                    error.message =
+                        format!("{}; undoing it failed too, and is owed: {}", error.message, second.message);
                 }
-                Err(e)
+                Err(error)
             }
         }
+    }
+
+    /// Undoes an ADD that failed.
+    async fn give_up(&self, record: Record) -> Result<()> {
+        let (inner, pod) = (self.0.clone(), record.pod.clone());
+        if let Err(e) = blocking(move || inner.records.save(&record)).await {
+            // DEL of the whole chain is right as well, only stricter
+            tracing::warn!(%pod, "how far ADD came is not remembered: {e}");
+        }
+        self.undo(&pod).await
     }
 
     /// Writes down what will be done and pins the namespace, both at once.
@@ -213,7 +227,10 @@ impl Network {
         let (inner, copy) = (self.0.clone(), record.clone());
         let pin = blocking(move || inner.pin(&copy));
         let (inner, copy) = (self.0.clone(), record.clone());
-        let save = blocking(move || inner.records.save(&copy));
+        let save = blocking(move || {
+            inner.used.remember(&copy.network)?;
+            inner.records.save(&copy)
+        });
         let (pinned, saved) = tokio::join!(pin, save);
         if let Err(e) = pinned.and(saved) {
             self.undo(&pod.pod).await.unwrap_or_else(|second| tracing::warn!("{second}"));
@@ -222,12 +239,14 @@ impl Network {
         Ok(record)
     }
 
-    async fn add(&self, record: &Record) -> Result<Attached> {
-        let result = self.0.programs.add(&record.network, &side(record, true)).await?;
+    async fn add(&self, record: &Record) -> std::result::Result<Attached, Stopped> {
+        let network = &record.network;
+        let result = self.0.programs.add(network, &side(record, true)).await?;
+        let whole = |error| Stopped::at(network.plugins.len(), error);
         let ips = addresses(&result).map_err(|why| {
-            Error::new(Kind::Plugin, format!("network {}: the result of ADD: {why}", record.network.name))
+            whole(Error::new(Kind::Plugin, format!("network {}: the result of ADD: {why}", network.name)))
         })?;
-        self.0.records.save_result(&record.pod, &result)?;
+        self.0.records.save_result(&record.pod, &result).map_err(whole)?;
         Ok(Attached { netns: record.netns.clone(), ips })
     }
 
@@ -250,7 +269,17 @@ impl Network {
                 let pod = pod.clone();
                 blocking(move || plugin::end_orphans(pod.as_str())).await?;
             }
-            inner.programs.del(&record.network, &side(&record, alive), result.as_ref()).await?;
+            let past = Past { result: result.as_ref(), failed: record.failed.as_ref() };
+            inner.programs.del(&record.network, &side(&record, alive), &past).await.map_err(|mut e| {
+                if e.kind == Kind::Unavailable {
+                    let path = inner.records.path(&record.pod);
+                    e.message += &format!(
+                        ": DEL is owed until it is back there, or {} is removed by hand",
+                        path.display()
+                    );
+                }
+                e
+            })?;
         }
         let (inner, pod) = (self.0.clone(), pod.clone());
         blocking(move || {
@@ -322,24 +351,40 @@ impl Network {
         }
     }
 
-    /// GC of the default network and of all that pods are attached to.
+    /// GC of the default network, of all that pods are attached to, and a last one of those that pods were attached to.
     async fn plugins_collect(&self) {
+        let inner = &self.0;
         let records: Vec<Record> =
-            self.owed().iter().filter_map(|pod| self.0.records.load(pod).ok().flatten()).collect();
+            self.owed().iter().filter_map(|pod| inner.records.load(pod).ok().flatten()).collect();
         if records.len() != self.owed().len() {
             // of a newer version, or damaged: their attachments would be taken for garbage
             tracing::warn!("the plugins' garbage is not collected: there are records that cannot be read");
             return;
         }
-        let mut networks: Vec<Conflist> = records.iter().map(|r| r.network.clone()).collect();
-        networks.extend(self.0.directory.look().default.map(|network| Conflist::clone(&network)));
-        networks.reverse();
-        let mut done = HashSet::new();
-        for network in networks.iter().filter(|network| done.insert(network.name.clone())) {
+        let default = inner.directory.look().default.map(|network| Conflist::clone(&network));
+        let mut networks: Vec<Conflist> = default.iter().cloned().collect();
+        networks.extend(records.iter().rev().map(|r| r.network.clone()));
+        let used = inner.used.all();
+        networks.extend(used.iter().cloned());
+        let (mut names, mut done) = (HashSet::new(), Vec::new());
+        for network in &networks {
             let mine = records.iter().filter(|record| record.network.name == network.name);
             let containers: Vec<String> = mine.map(|record| record.pod.to_string()).collect();
-            if let Err(e) = self.0.programs.gc(network, &containers).await {
+            // with pods once, in the newest form; without any, each form may have left something
+            let first = names.insert(&network.name);
+            if done.contains(&network) || !first && !containers.is_empty() {
+                continue;
+            }
+            done.push(network);
+            let of_the_past = containers.is_empty() && default.as_ref() != Some(network);
+            if of_the_past && let Err(e) = inner.programs.present(network) {
+                tracing::info!(network = network.name, "the network is used no more: {e}");
+            } else if let Err(e) = inner.programs.gc(network, &containers).await {
                 tracing::warn!(network = network.name, "the plugins' garbage was not collected: {e}");
+                continue;
+            }
+            if containers.is_empty() && used.contains(network) {
+                inner.used.forget(network).unwrap_or_else(|e| tracing::warn!("{e}"));
             }
         }
     }

@@ -21,6 +21,8 @@ use crate::error::{Error, Kind, Result};
 const MAX_OUTPUT: u64 = 1 << 20;
 /// How long output may come after the plugin itself has ended: only from children that it left.
 const STRAGGLERS: Duration = Duration::from_millis(200);
+/// How long a killed plugin may take to end.
+const KILLED: Duration = Duration::from_secs(2);
 
 /// A verb of CNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,32 +76,54 @@ pub(crate) fn find(name: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
     })
 }
 
-/// Runs a plugin. `None` when it succeeded without an output.
-pub(crate) async fn run(name: &str, dirs: &[PathBuf], call: &Call, input: &Value) -> Result<Option<Value>> {
+/// A plugin's program under way.
+pub(crate) struct Running {
+    child: Child,
+    /// Kills what is left of it.
+    group: Group,
+    began: Instant,
+    deadline: Duration,
+    /// Name, program and verb, for messages.
+    described: String,
+}
+
+/// Starts a plugin. After an error nothing of it has run.
+pub(crate) fn start(name: &str, dirs: &[PathBuf], call: &Call) -> Result<Running> {
     let program = find(name, dirs)?;
-    let began = Instant::now();
     let described = format!("CNI plugin {name} ({}) {}", program.display(), call.verb.as_str());
-    let mut child = spawn(&program, dirs, call)
+    let child = spawn(&program, dirs, call)
         .map_err(|e| Error::new(Kind::Internal, format!("{described}: cannot be started: {e}")))?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-    let guard = Group(group);
-    let talked = tokio::time::timeout(call.deadline, talk(&mut child, input.to_string())).await;
-    // killed before it is looked at, so that nothing of a plugin outlives its call
-    drop(guard);
-    let said = match talked {
-        Ok(said) => said.map_err(|e| Error::new(Kind::Internal, format!("{described}: {e}")))?,
-        Err(_) => {
-            let _ = child.wait().await;
-            let message = format!(
-                "{described}: killed at its deadline of {:?} (ran {:.1?})",
-                call.deadline,
-                began.elapsed()
-            );
-            return Err(Error::new(Kind::Deadline, message));
-        }
-    };
-    tracing::debug!(plugin = name, verb = call.verb.as_str(), took = ?began.elapsed(), "CNI plugin ended");
-    judge(&described, &said)
+    Ok(Running { child, group: Group(group), began: Instant::now(), deadline: call.deadline, described })
+}
+
+impl Running {
+    /// Gives it its input and waits for its end. `None` when it succeeded without an output.
+    pub(crate) async fn finish(self, input: &Value) -> Result<Option<Value>> {
+        let Running { mut child, group, began, deadline, described } = self;
+        let talked = tokio::time::timeout(deadline, talk(&mut child, input.to_string())).await;
+        // killed before it is looked at, so that nothing of a plugin outlives its call
+        drop(group);
+        let said = match talked {
+            Ok(said) => said.map_err(|e| Error::new(Kind::Internal, format!("{described}: {e}")))?,
+            Err(_) => {
+                // one that hangs in the kernel cannot be waited for: it is reaped whenever it ends
+                let gone = tokio::time::timeout(KILLED, child.wait()).await.is_ok();
+                let rest = if gone { "" } else { ", and does not end" };
+                let ran = began.elapsed();
+                let message =
+                    format!("{described}: killed at its deadline of {deadline:?} (ran {ran:.1?}){rest}");
+                return Err(Error::new(Kind::Deadline, message));
+            }
+        };
+        tracing::debug!(took = ?began.elapsed(), "{described} ended");
+        judge(&described, &said)
+    }
+}
+
+/// Runs a plugin from its start to its end.
+pub(crate) async fn run(name: &str, dirs: &[PathBuf], call: &Call, input: &Value) -> Result<Option<Value>> {
+    start(name, dirs, call)?.finish(input).await
 }
 
 /// Kills a process group when dropped: at the call's end, its deadline, or when the caller has gone away.

@@ -25,11 +25,25 @@ pub(crate) struct Record {
     pub(crate) args: String,
     /// What plugins get as `runtimeConfig`.
     pub(crate) capabilities: Map<String, Value>,
+    /// How ADD failed; absent: it succeeded, or was interrupted, or has not ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failed: Option<Progress>,
+}
+
+/// How far an ADD came that failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// How many plugins of the chain were started, the one that failed among them. The others have nothing to undo.
+    pub(crate) started: usize,
+    /// The error code of the last of them, if it gave one.
+    #[serde(default)]
+    pub(crate) code: Option<u32>,
 }
 
 impl Record {
     pub(crate) fn new(pod: PodId, netns: PathBuf, network: Conflist) -> Record {
-        Record { version: VERSION, pod, netns, network, args: String::new(), capabilities: Map::new() }
+        let (args, capabilities) = (String::new(), Map::new());
+        Record { version: VERSION, pod, netns, network, args, capabilities, failed: None }
     }
 }
 
@@ -42,7 +56,8 @@ impl Records {
         Records(dir)
     }
 
-    fn record(&self, pod: &PodId) -> PathBuf {
+    /// Where a pod's record is.
+    pub(crate) fn path(&self, pod: &PodId) -> PathBuf {
         self.0.join(format!("{pod}.json"))
     }
 
@@ -52,7 +67,7 @@ impl Records {
 
     /// Writes a record; when this returns, it survives a power cut.
     pub(crate) fn save(&self, record: &Record) -> Result<()> {
-        let path = self.record(&record.pod);
+        let path = self.path(&record.pod);
         replace(&path, &to_json(record, &path)?, true)
     }
 
@@ -63,7 +78,7 @@ impl Records {
 
     /// The record, if there is one.
     pub(crate) fn load(&self, pod: &PodId) -> Result<Option<Record>> {
-        let path = self.record(pod);
+        let path = self.path(pod);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -80,7 +95,7 @@ impl Records {
     /// Nothing is owed any more.
     pub(crate) fn remove(&self, pod: &PodId) -> Result<()> {
         // the record last: while it exists, DEL is owed
-        for path in [self.result(pod), self.record(pod)] {
+        for path in [self.result(pod), self.path(pod)] {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::io("remove", &path, e));
@@ -110,6 +125,57 @@ impl Records {
             }
         }
     }
+}
+
+/// The networks that pods were attached to, each until its plugins have collected the garbage of the last pod:
+/// `<state_dir>/networks/<name>-<hash>.json`. A network that is configured no more would else keep its bridge and rules.
+#[derive(Clone, Debug)]
+pub(crate) struct Used(PathBuf);
+
+impl Used {
+    pub(crate) fn new(state_dir: &Path) -> Used {
+        Used(state_dir.join("networks"))
+    }
+
+    fn path(&self, network: &Conflist) -> Result<(PathBuf, Vec<u8>)> {
+        let text = serde_json::to_vec_pretty(network).map_err(|e| Error::io("write into", &self.0, e))?;
+        let name = format!("{}-{:016x}.json", network.name, fnv(&text));
+        Ok((self.0.join(name), text))
+    }
+
+    /// Remembers a network.
+    pub(crate) fn remember(&self, network: &Conflist) -> Result<()> {
+        let (path, text) = self.path(network)?;
+        if path.exists() { Ok(()) } else { replace(&path, &text, false) }
+    }
+
+    /// All that are remembered; what a power cut tore is left out.
+    pub(crate) fn all(&self) -> Vec<Conflist> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+        files.sort();
+        files.retain(|file| file.extension().is_some_and(|e| e == "json"));
+        files.iter().filter_map(|file| serde_json::from_slice(&fs::read(file).ok()?).ok()).collect()
+    }
+
+    /// Nothing of the network is left.
+    pub(crate) fn forget(&self, network: &Conflist) -> Result<()> {
+        let (path, _) = self.path(network)?;
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path, e)),
+            _ => {
+                // stays while it holds others
+                let _ = fs::remove_dir(&self.0);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// FNV-1a: the standard library's hash may change between versions.
+fn fnv(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 fn to_json(record: &Record, path: &Path) -> Result<Vec<u8>> {

@@ -40,15 +40,15 @@ impl Beside<'_> {
             .map(|(_, program)| program)
     }
 
-    fn rule(&self, side: &str) -> String {
-        format!("FORWARD {side} {} -j ACCEPT", self.config.bridge)
+    fn rule(&self, side: &str, bridge: &str) -> String {
+        format!("FORWARD {side} {bridge} -j ACCEPT")
     }
 
     fn legacy_missing(&self) -> Outcome<Vec<(&'static str, String)>> {
         let mut missing = Vec::new();
         for program in self.programs() {
             let listed = program::output(program, &["-w", "5", "-S", "FORWARD"])?;
-            let rules = ["-i", "-o"].map(|side| self.rule(side));
+            let rules = ["-i", "-o"].map(|side| self.rule(side, &self.config.bridge));
             let absent = |rule: &String| !listed.lines().any(|l| l.strip_prefix("-A ") == Some(rule));
             missing.extend(rules.into_iter().filter(absent).map(|rule| (program, rule)));
         }
@@ -69,14 +69,14 @@ impl Beside<'_> {
         Ok(())
     }
 
-    /// Removes all of it.
-    pub(crate) fn remove(&self) -> Outcome<()> {
+    /// Removes what is about a bridge.
+    pub(crate) fn remove(&self, bridge: &str) -> Outcome<()> {
         if self.nft {
-            Nftables::new(self.config).remove_forward()?;
+            Nftables::new(self.config).remove_forward(Some(bridge))?;
         }
         for program in self.programs() {
             for side in ["-i", "-o"] {
-                let rule = format!("-w 5 -D {}", self.rule(side));
+                let rule = format!("-w 5 -D {}", self.rule(side, bridge));
                 // it is not there when it never was missing
                 let _ = program::output(program, &rule.split(' ').collect::<Vec<_>>());
             }

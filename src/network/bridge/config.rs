@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::cidr::{self, Cidr};
 use crate::failure::{Failure, Outcome, code};
@@ -227,11 +227,45 @@ impl Config {
         if !identifier(&raw.name) || raw.name.len() > 64 {
             return Err(invalid(format!("{:?} is not a network name", raw.name)));
         }
-        let bridge = raw.bridge.unwrap_or_else(|| "corten0".to_owned());
-        check_interface(&bridge).map_err(invalid)?;
-        let pools = raw.subnets.into_iter().map(pool).collect::<Outcome<Vec<Pool>>>()?;
+        if let Some(bridge) = &raw.bridge {
+            check_interface(bridge).map_err(invalid)?;
+        }
+        let pools = raw.subnets.iter().map(pool).collect::<Outcome<Vec<Pool>>>()?;
         check_families(&pools)?;
-        let pools = of_this_kernel(pools);
+        Config::build(raw, of_this_kernel(pools))
+    }
+
+    /// As much of standard input as can be understood, for DEL: what [`parse`](Config::parse) refuses here, another
+    /// version of this plugin may have taken at ADD. `None`: it names no network, so nothing was ever made with it.
+    ///
+    /// # Errors
+    /// Standard input is no JSON object.
+    pub(crate) fn salvage(input: &[u8]) -> Outcome<Option<Config>> {
+        if let Ok(config) = Config::parse(input) {
+            return Ok(Some(config));
+        }
+        let mut object: Map<String, Value> = serde_json::from_slice(input)
+            .map_err(|e| Failure::new(code::DECODE, "the network configuration cannot be read", e))?;
+        if let Some(Value::Array(subnets)) = object.get_mut("subnets") {
+            subnets.retain(|s| Subnet::deserialize(s).is_ok_and(|s| pool(&s).is_ok()));
+        }
+        let fits = |(key, value): (String, Value)| {
+            let alone = Map::from_iter([(key, value)]);
+            Raw::deserialize(Value::Object(alone.clone())).is_ok().then_some(alone)
+        };
+        let object: Map<String, Value> = object.into_iter().filter_map(fits).flatten().collect();
+        let Ok(mut raw) = Raw::deserialize(Value::Object(object)) else { return Ok(None) };
+        if !identifier(&raw.name) || raw.name.len() > 64 {
+            return Ok(None);
+        }
+        raw.bridge = raw.bridge.filter(|name| check_interface(name).is_ok());
+        let pools = raw.subnets.iter().filter_map(|s| pool(s).ok()).collect();
+        // DEL needs none of it
+        raw.runtime_config = RuntimeConfig::default();
+        Config::build(raw, pools).map(Some)
+    }
+
+    fn build(raw: Raw, pools: Vec<Pool>) -> Outcome<Config> {
         let ports: Vec<Port> =
             raw.runtime_config.port_mappings.into_iter().filter_map(port).collect::<Outcome<_>>()?;
         let mut routes = raw.routes.unwrap_or_else(|| pools.iter().map(default_route).collect());
@@ -241,7 +275,7 @@ impl Config {
         Ok(Config {
             version: raw.cni_version,
             name: raw.name,
-            bridge,
+            bridge: raw.bridge.unwrap_or_else(|| "corten0".to_owned()),
             mtu: raw.mtu,
             masquerade: raw.ip_masq,
             hairpin: raw.hairpin_mode.unwrap_or(true),
@@ -282,7 +316,7 @@ pub(crate) fn check_interface(name: &str) -> Result<(), String> {
     if fine { Ok(()) } else { Err(format!("{name:?} cannot be the name of an interface")) }
 }
 
-fn pool(raw: Subnet) -> Outcome<Pool> {
+fn pool(raw: &Subnet) -> Outcome<Pool> {
     let subnet = raw.subnet.network();
     let low = cidr::number(subnet.address);
     let v4 = subnet.address.is_ipv4();

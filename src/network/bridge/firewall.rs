@@ -13,6 +13,7 @@ use crate::config::{Attachment, Config, Firewall, Masquerade, Port};
 use crate::conntrack;
 use crate::failure::{Failure, Outcome, code};
 use crate::iptables::{self, Iptables};
+use crate::link::former_bridges;
 use crate::nftables::{self, Nftables};
 use crate::ports::{Mapped, Mapping, Ports};
 
@@ -88,6 +89,7 @@ impl<'a> Rules<'a> {
             return Ok(());
         }
         let _lock = self.lock()?;
+        self.replace_other_backend();
         match &self.backend {
             Backend::Nftables(nft) => nft.make(&nft.look()?, &self.mappings())?,
             Backend::Iptables(iptables) if !iptables.present()? => iptables.make(&self.mappings())?,
@@ -136,13 +138,13 @@ impl<'a> Rules<'a> {
         Ok(())
     }
 
-    /// Removes the attachment's mappings.
+    /// Removes the attachment's mappings. Rules that are not there are not made for it.
     pub(crate) fn unmap(&self, owner: &Attachment) -> Outcome<()> {
         let _lock = self.lock()?;
         let ports = Ports::of(self.config);
         let mapped = ports.get(owner);
         ports.remove(owner)?;
-        self.write_ports()?;
+        self.rewrite_ports()?;
         if let Some(mapped) = mapped {
             conntrack::forget_pod(&udp(&mapped.ports), &mapped.ips);
         }
@@ -166,6 +168,26 @@ impl<'a> Rules<'a> {
         }
     }
 
+    /// The same for rules that may be of another configuration: what is not there is not made.
+    fn rewrite_ports(&self) -> Outcome<()> {
+        let mappings = self.mappings();
+        match &self.backend {
+            Backend::Nftables(nft) if nft.exists()? => nft.set_ports(&mappings),
+            Backend::Nftables(_) => Ok(()),
+            Backend::Iptables(iptables) if iptables.exist()? => iptables.set_ports(&mappings),
+            Backend::Iptables(_) => Ok(()),
+        }
+    }
+
+    /// Removes what FORWARD chains have of a bridge of an earlier configuration.
+    pub(crate) fn forget_bridge(&self, bridge: &str) -> Outcome<()> {
+        let _lock = self.lock()?;
+        if self.nft {
+            Nftables::new(self.config).remove_forward(Some(bridge))?;
+        }
+        self.beside().remove(bridge)
+    }
+
     /// The attachment's mappings that have no rule, for CHECK.
     pub(crate) fn missing_ports(&self, owner: &Attachment) -> Outcome<Vec<Mapping>> {
         let mapped = Ports::of(self.config).get(owner);
@@ -184,11 +206,48 @@ impl<'a> Rules<'a> {
 
     /// Removes every rule of the network.
     pub(crate) fn remove(&self) -> Outcome<()> {
+        self.replace_other_backend();
         match &self.backend {
             Backend::Iptables(iptables) => iptables.remove()?,
             Backend::Nftables(nft) => nft.remove()?,
         }
-        self.beside().remove()
+        std::iter::once(&self.config.bridge)
+            .chain(&former_bridges(self.config))
+            .try_for_each(|bridge| self.beside().remove(bridge))
+    }
+
+    /// Removes the rules that were written with another program, before the configuration or the machine changed: they
+    /// would go on leading ports to pods that are gone. Notes which program it is now.
+    fn replace_other_backend(&self) {
+        let note = self.config.data_dir.join(&self.config.name).join("firewall");
+        let now = self.backend.name();
+        let before = fs::read_to_string(&note).unwrap_or_default();
+        if before == now {
+            return;
+        }
+        let removed = match before.as_str() {
+            "nftables" => Nftables::new(self.config).remove(),
+            "iptables" => Iptables::new(self.config, "").remove(),
+            "iptables-legacy" => Iptables::new(self.config, "-legacy").remove(),
+            _ => Ok(()),
+        };
+        let noted = removed.and_then(|()| {
+            fs::write(&note, now).map_err(|e| Failure::new(code::IO, format!("write {}", note.display()), e))
+        });
+        if let Err(e) = noted {
+            // the new rules are right without it
+            eprintln!("corten-bridge: rules by {before} are left behind: {}: {}", e.message, e.details);
+        }
+    }
+}
+
+impl Backend<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Backend::Nftables(_) => "nftables",
+            Backend::Iptables(iptables) if iptables.is_legacy() => "iptables-legacy",
+            Backend::Iptables(_) => "iptables",
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use crate::config::{Config, Firewall, Masquerade, Pool};
 use crate::failure::Outcome;
+use crate::link::bridges;
 use crate::ports::Mapping;
 use crate::program;
 
@@ -42,13 +43,13 @@ impl Iptables<'_> {
         self.variant == "-legacy"
     }
 
-    fn program(&self, pool: &Pool, tool: &str) -> String {
-        let family = if pool.subnet.address.is_ipv4() { "iptables" } else { "ip6tables" };
+    fn program(&self, v4: bool, tool: &str) -> String {
+        let family = if v4 { "iptables" } else { "ip6tables" };
         format!("{family}{}{tool}", self.variant)
     }
 
-    fn saved(&self, pool: &Pool) -> Outcome<String> {
-        program::output(&self.program(pool, "-save"), &[])
+    fn saved(&self, v4: bool) -> Outcome<String> {
+        program::output(&self.program(v4, "-save"), &[])
     }
 
     fn mark(&self, pool: &Pool) -> String {
@@ -59,7 +60,7 @@ impl Iptables<'_> {
     /// Whether every family has its rules and the jumps to them.
     pub(crate) fn present(&self) -> Outcome<bool> {
         for pool in &self.config.pools {
-            let saved = self.saved(pool)?;
+            let saved = self.saved(v4(pool))?;
             let marked = saved.lines().any(|l| l.starts_with(&format!(":{} ", self.mark(pool))));
             if !marked || !self.missing_jumps(pool, &saved).is_empty() {
                 return Ok(false);
@@ -71,29 +72,53 @@ impl Iptables<'_> {
     /// Writes everything anew.
     pub(crate) fn make(&self, mappings: &[Mapping]) -> Outcome<()> {
         for pool in &self.config.pools {
-            let saved = self.saved(pool)?;
+            let saved = self.saved(v4(pool))?;
             let missing = self.missing_jumps(pool, &saved);
             let jumps = |table: &str| -> String {
                 missing.iter().filter(|(t, _)| *t == table).map(|(_, rule)| format!("{rule}\n")).collect()
             };
+            let mark = self.mark(pool);
             let text = format!(
-                "*nat\n:{} - [0:0]\n{}{}COMMIT\n*filter\n{}{}COMMIT\n",
-                self.mark(pool),
+                "*nat\n{}:{mark} - [0:0]\n{}{}COMMIT\n*filter\n{}{}COMMIT\n",
+                self.old_marks(&saved, &mark),
                 self.nat_rules(pool, mappings),
                 jumps("nat"),
                 self.filter_rules(pool),
                 jumps("filter"),
             );
-            self.restore(pool, &text)?;
+            self.restore(v4(pool), &text)?;
         }
         Ok(())
+    }
+
+    /// Lines that remove the marks of earlier configurations.
+    fn old_marks(&self, saved: &str, mark: &str) -> String {
+        let chains =
+            table_lines(saved, "nat").into_iter().filter_map(|l| l.strip_prefix(':')?.split(' ').next());
+        let hex = |text: &str| text.len() == 8 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let old = chains.filter(|chain| {
+            let end = chain.strip_prefix(&self.prefix).and_then(|end| end.strip_prefix('-'));
+            end.is_some_and(hex) && *chain != mark
+        });
+        old.map(|chain| format!("-X {chain}\n")).collect()
+    }
+
+    /// Whether there are rules, of whatever version and configuration.
+    pub(crate) fn exist(&self) -> Outcome<bool> {
+        let chain = format!(":{}-DNAT ", self.prefix);
+        for pool in &self.config.pools {
+            if self.saved(v4(pool))?.lines().any(|l| l.starts_with(&chain)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Replaces all port mappings: atomic for each family.
     pub(crate) fn set_ports(&self, mappings: &[Mapping]) -> Outcome<()> {
         for pool in &self.config.pools {
             let text = format!("*nat\n{}COMMIT\n", self.port_rules(pool, mappings));
-            self.restore(pool, &text)?;
+            self.restore(v4(pool), &text)?;
         }
         Ok(())
     }
@@ -104,53 +129,59 @@ impl Iptables<'_> {
         let target = target(mapping);
         let dport = format!("--dport {} ", mapping.port.host_port);
         let protocol = format!("-p {} ", mapping.port.protocol.name());
-        let saved = self.saved(pool)?;
+        let saved = self.saved(v4(pool))?;
         let hit = |l: &str| l.ends_with(&target) && l.contains(&dport) && l.contains(&protocol);
         Ok(saved.lines().any(hit))
     }
 
     /// Removes the chains and the jumps to them; what is not there is fine.
     pub(crate) fn remove(&self) -> Outcome<()> {
-        for pool in &self.config.pools {
-            let saved = self.saved(pool)?;
-            let mut text = String::new();
-            for table in ["nat", "filter"] {
-                let lines = table_lines(&saved, table);
-                let ours = |l: &&str| l.contains(&self.prefix);
-                let chains: Vec<&str> = lines
-                    .iter()
-                    .filter(|l| l.starts_with(':') && ours(l))
-                    .filter_map(|l| l.trim_start_matches(':').split(' ').next())
-                    .collect();
-                if chains.is_empty() {
-                    continue;
-                }
-                text += &format!("*{table}\n");
-                for jump in lines.iter().filter(|l| l.starts_with("-A ") && ours(l)) {
-                    if !jump.starts_with(&format!("-A {}", self.prefix)) {
-                        text += &format!("-D {}\n", &jump[3..]);
-                    }
-                }
-                text += &chains.iter().map(|c| format!("-F {c}\n")).collect::<String>();
-                text += &chains.iter().map(|c| format!("-X {c}\n")).collect::<String>();
-                text += "COMMIT\n";
-            }
+        for family in [true, false] {
+            let saved = match self.saved(family) {
+                Ok(saved) => saved,
+                // a family that the machine does not have
+                Err(_) if !self.config.pools.iter().any(|pool| v4(pool) == family) => continue,
+                Err(e) => return Err(e),
+            };
+            let text: String = ["nat", "filter"].map(|table| self.removal(table, &saved)).concat();
             if !text.is_empty() {
-                self.restore(pool, &text)?;
+                self.restore(family, &text)?;
             }
         }
         Ok(())
     }
 
-    fn restore(&self, pool: &Pool, text: &str) -> Outcome<()> {
-        program::feed(&self.program(pool, "-restore"), &["-w", "5", "--noflush"], text)
+    fn removal(&self, table: &str, saved: &str) -> String {
+        let lines = table_lines(saved, table);
+        let ours = |l: &&str| l.contains(&self.prefix);
+        let chains: Vec<&str> = lines
+            .iter()
+            .filter(|l| l.starts_with(':') && ours(l))
+            .filter_map(|l| l.trim_start_matches(':').split(' ').next())
+            .collect();
+        if chains.is_empty() {
+            return String::new();
+        }
+        let mut text = format!("*{table}\n");
+        for jump in lines.iter().filter(|l| l.starts_with("-A ") && ours(l)) {
+            if !jump.starts_with(&format!("-A {}", self.prefix)) {
+                text += &format!("-D {}\n", &jump[3..]);
+            }
+        }
+        text += &chains.iter().map(|c| format!("-F {c}\n")).collect::<String>();
+        text += &chains.iter().map(|c| format!("-X {c}\n")).collect::<String>();
+        text + "COMMIT\n"
+    }
+
+    fn restore(&self, v4: bool, text: &str) -> Outcome<()> {
+        program::feed(&self.program(v4, "-restore"), &["-w", "5", "--noflush"], text)
     }
 
     /// Jumps that are not there: table, and the line that adds it.
     fn missing_jumps(&self, pool: &Pool, saved: &str) -> Vec<(&'static str, String)> {
-        let (p, bridge) = (&self.prefix, &self.config.bridge);
+        let p = &self.prefix;
         // IPv6 has no route_localnet: a connection to ::1 would hang, and is better refused
-        let output = if pool.subnet.address.is_ipv4() { "OUTPUT" } else { "OUTPUT ! -d ::1/128" };
+        let output = if v4(pool) { "OUTPUT" } else { "OUTPUT ! -d ::1/128" };
         let mut wanted = vec![
             ("nat", format!("-A PREROUTING -m addrtype --dst-type LOCAL -j {p}-DNAT")),
             ("nat", format!("-A {output} -m addrtype --dst-type LOCAL -j {p}-DNAT")),
@@ -158,22 +189,26 @@ impl Iptables<'_> {
             // first, because what follows may drop
             ("filter", format!("-I FORWARD -j {p}-FWD")),
         ];
-        if pool.subnet.address.is_ipv4() {
-            wanted.push(("filter", format!("-I INPUT -i {bridge} -d 127.0.0.0/8 -j {p}-LO")));
+        if v4(pool) {
+            wanted.push(("filter", format!("-I INPUT -d 127.0.0.0/8 -j {p}-LO")));
         }
+        // the programs print the parts of a rule in an order of their own
+        let parts = |rule: &str| {
+            let mut parts: Vec<String> =
+                rule.split(' ').map(|part| if part == "-I" { "-A" } else { part }.to_owned()).collect();
+            parts.sort();
+            parts
+        };
         let there = |table: &str, rule: &str| {
-            let chain = rule.split(' ').nth(1).unwrap_or_default();
-            let target = rule.rsplit(' ').next().unwrap_or_default();
-            let (start, end) = (format!("-A {chain} "), format!("-j {target}"));
-            table_lines(saved, table).iter().any(|l| l.starts_with(&start) && l.ends_with(&end))
+            let wanted = parts(rule);
+            table_lines(saved, table).iter().any(|line| line.contains(p) && parts(line) == wanted)
         };
         wanted.retain(|(table, rule)| !there(table, rule));
         wanted
     }
 
     fn port_rules(&self, pool: &Pool, mappings: &[Mapping]) -> String {
-        let mut mine: Vec<&Mapping> =
-            mappings.iter().filter(|m| m.to.is_ipv4() == pool.subnet.address.is_ipv4()).collect();
+        let mut mine: Vec<&Mapping> = mappings.iter().filter(|m| m.to.is_ipv4() == v4(pool)).collect();
         // a port on one address wins over the same port on all
         mine.sort_by_key(|m| m.port.host_ip.is_none());
         let rule = |m: &&Mapping| {
@@ -185,15 +220,17 @@ impl Iptables<'_> {
     }
 
     fn nat_rules(&self, pool: &Pool, mappings: &[Mapping]) -> String {
-        let (p, subnet, bridge) = (&self.prefix, pool.subnet, &self.config.bridge);
-        let v4 = subnet.address.is_ipv4();
+        let (p, subnet) = (&self.prefix, pool.subnet);
+        let v4 = v4(pool);
         let multicast = if v4 { "224.0.0.0/4" } else { "ff00::/8" };
         let mut text = self.port_rules(pool, mappings);
         let dnat = "-m conntrack --ctstate DNAT -j MASQUERADE";
         text += &format!(":{p}-POST - [0:0]\n");
         text += &format!("-A {p}-POST -s {subnet} -d {subnet} {dnat}\n");
         if v4 {
-            text += &format!("-A {p}-POST -s 127.0.0.0/8 -o {bridge} {dnat}\n");
+            for bridge in bridges(self.config) {
+                text += &format!("-A {p}-POST -s 127.0.0.0/8 -o {bridge} {dnat}\n");
+            }
         }
         if self.config.masquerade != Masquerade::No {
             text += &format!("-A {p}-POST -s {subnet} -d {subnet} -j RETURN\n");
@@ -204,16 +241,25 @@ impl Iptables<'_> {
     }
 
     fn filter_rules(&self, pool: &Pool) -> String {
-        let (p, bridge) = (&self.prefix, &self.config.bridge);
-        let mut text =
-            format!(":{p}-FWD - [0:0]\n-A {p}-FWD -i {bridge} -j ACCEPT\n-A {p}-FWD -o {bridge} -j ACCEPT\n");
-        if pool.subnet.address.is_ipv4() {
+        let (p, bridges) = (&self.prefix, bridges(self.config));
+        let mut text = format!(":{p}-FWD - [0:0]\n");
+        for bridge in &bridges {
+            text += &format!("-A {p}-FWD -i {bridge} -j ACCEPT\n-A {p}-FWD -o {bridge} -j ACCEPT\n");
+        }
+        if v4(pool) {
             // the host's own loopback is not the pods', answers to mapped ports excepted
             text += &format!(":{p}-LO - [0:0]\n");
-            text += &format!("-A {p}-LO -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP\n");
+            for bridge in &bridges {
+                text +=
+                    &format!("-A {p}-LO -i {bridge} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP\n");
+            }
         }
         text
     }
+}
+
+fn v4(pool: &Pool) -> bool {
+    pool.subnet.address.is_ipv4()
 }
 
 fn target(mapping: &Mapping) -> String {

@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 use crate::cidr::{Cidr, number};
-use crate::config::{Attachment, Config, Pool, Route};
+use crate::config::{Attachment, Config, Pool, Route, check_interface};
 use crate::failure::{Failure, Outcome, code};
 use crate::netlink::{CREATE, EXCLUSIVE, Message, Socket, attributes};
 
@@ -167,7 +167,7 @@ impl Routes {
             Some(link) => link,
             None => {
                 // written before the bridge is made, so that whoever cleans up knows whose it is
-                let path = made_here(config);
+                let path = made_here(config, name);
                 fs::write(&path, "")
                     .map_err(|e| Failure::new(code::IO, format!("write {}", path.display()), e))?;
                 self.create_bridge(config)?;
@@ -295,9 +295,26 @@ pub(crate) fn enable_ipv6(link: &str) {
     }
 }
 
-/// The file that says that the bridge is of our making.
-pub(crate) fn made_here(config: &Config) -> PathBuf {
-    config.data_dir.join(&config.name).join(format!("made-{}", config.bridge))
+/// The file that says that a bridge is of our making.
+pub(crate) fn made_here(config: &Config, bridge: &str) -> PathBuf {
+    config.data_dir.join(&config.name).join(format!("{MADE}{bridge}"))
+}
+
+const MADE: &str = "made-";
+
+/// The bridges that we made for this network when it was configured with other names, in the order of their names.
+pub(crate) fn former_bridges(config: &Config) -> Vec<String> {
+    let entries = fs::read_dir(config.data_dir.join(&config.name)).into_iter().flatten().flatten();
+    let bridge = |name: std::ffi::OsString| Some(name.to_str()?.strip_prefix(MADE)?.to_owned());
+    let mut found: Vec<String> = entries.filter_map(|entry| bridge(entry.file_name())).collect();
+    found.retain(|name| *name != config.bridge && check_interface(name).is_ok());
+    found.sort();
+    found
+}
+
+/// All bridges that pods of this network may be on: the configured one first.
+pub(crate) fn bridges(config: &Config) -> Vec<String> {
+    std::iter::once(config.bridge.clone()).chain(former_bridges(config)).collect()
 }
 
 /// What makes the pair of one pod.

@@ -5,8 +5,8 @@
 //! carries the fingerprint of the rules in its name. So rules that somebody flushed are noticed by the next ADD.
 //!
 //! A verdict of one table does not bind another: where the machine has a `filter FORWARD` chain (iptables makes it, and
-//! Docker sets its policy to drop), accepting the pods' packets takes a rule in there. It carries our table's name as its
-//! comment.
+//! Docker sets its policy to drop), accepting the pods' packets takes a rule in there. It carries the names of our table
+//! and of the bridge as its comment.
 
 use std::fs;
 use std::net::IpAddr;
@@ -16,6 +16,7 @@ use nix::sys::socket::SockProtocol;
 
 use crate::config::{Config, Masquerade, Pool, Protocol};
 use crate::failure::Outcome;
+use crate::link::bridges;
 use crate::netlink::{Body, Message, Socket, attributes};
 use crate::ports::Mapping;
 use crate::program;
@@ -120,11 +121,22 @@ impl Nftables<'_> {
         Ok(Present { table, forward_missing })
     }
 
+    /// Whether the table is there, of whatever version and configuration.
+    pub(crate) fn exists(&self) -> Outcome<bool> {
+        let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
+        Ok(chain_exists(&mut socket, INET, &self.table, "ports") == Some(true))
+    }
+
+    /// The comment of rules in the machine's FORWARD chain.
+    fn comment(&self) -> String {
+        format!("{} {}", self.table, self.config.bridge)
+    }
+
     /// How many rules of the machine's FORWARD chain are ours.
     fn forward_rules(&self, socket: &mut Socket, family: u8) -> Outcome<usize> {
         let body = Body::netfilter(family).text(NFTA_TABLE, "filter").text(NFTA_RULE_CHAIN, "FORWARD");
         let rules = socket.dump(&Message::raw(NFT_MSG_GETRULE, 0, body.0, "list the rules of FORWARD"))?;
-        let comment = format!("{}\0", self.table);
+        let comment = self.comment() + "\0";
         let ours = |rule: &&Vec<u8>| {
             let data =
                 attributes(rule.get(4..).unwrap_or_default()).find(|(kind, _)| *kind == NFTA_RULE_USERDATA);
@@ -146,9 +158,9 @@ impl Nftables<'_> {
         }
         for family in &present.forward_missing {
             for side in ["iifname", "oifname"] {
-                let (bridge, table) = (&self.config.bridge, &self.table);
+                let (bridge, comment) = (&self.config.bridge, self.comment());
                 text += &format!(
-                    "insert rule {family} filter FORWARD {side} \"{bridge}\" counter accept comment \"{table}\"\n"
+                    "insert rule {family} filter FORWARD {side} \"{bridge}\" counter accept comment \"{comment}\"\n"
                 );
             }
         }
@@ -182,11 +194,11 @@ impl Nftables<'_> {
     pub(crate) fn remove(&self) -> Outcome<()> {
         let text = format!("table inet {0} {{}}\ndelete table inet {0}\n", self.table);
         program::feed("nft", &["-f", "-"], &text)?;
-        self.remove_forward()
+        self.remove_forward(None)
     }
 
-    /// Removes the rules in FORWARD alone.
-    pub(crate) fn remove_forward(&self) -> Outcome<()> {
+    /// Removes the rules in FORWARD alone, or only those of one bridge.
+    pub(crate) fn remove_forward(&self, bridge: Option<&str>) -> Outcome<()> {
         let mut text = String::new();
         let mut socket = Socket::open(SockProtocol::NetlinkNetFilter)?;
         for (name, family) in [("ip", IPV4), ("ip6", IPV6)] {
@@ -194,8 +206,11 @@ impl Nftables<'_> {
                 continue;
             }
             let listed = program::output("nft", &["-a", "list", "chain", name, "filter", "FORWARD"])?;
-            let comment = format!("comment \"{}\"", self.table);
-            for line in listed.lines().filter(|l| l.contains(&comment)) {
+            // the table's name alone: of an earlier version of this program
+            let ours = [format!("comment \"{}\"", self.table), format!("comment \"{} ", self.table)];
+            let about = bridge.map(|bridge| format!("ifname \"{bridge}\" ")).unwrap_or_default();
+            let ours = |l: &&str| ours.iter().any(|comment| l.contains(comment)) && l.contains(&about);
+            for line in listed.lines().filter(ours) {
                 if let Some((_, handle)) = line.rsplit_once("# handle ") {
                     text += &format!("delete rule {name} filter FORWARD handle {}\n", handle.trim());
                 }
@@ -209,7 +224,8 @@ impl Nftables<'_> {
     /// A connection to ::1 is left alone: IPv6 has no `route_localnet`, it would hang. Refused at once, clients go on to
     /// 127.0.0.1.
     fn rules(&self) -> String {
-        let bridge = &self.config.bridge;
+        let bridges: Vec<String> = bridges(self.config).iter().map(|name| format!("\"{name}\"")).collect();
+        let bridges = format!("{{ {} }}", bridges.join(", "));
         let mut post = String::new();
         for pool in &self.config.pools {
             let (ip, subnet) = (if pool.subnet.address.is_ipv4() { "ip" } else { "ip6" }, pool.subnet);
@@ -218,7 +234,7 @@ impl Nftables<'_> {
             // a pod that reaches another by a port of the host has to get its answers from the host
             post += &format!("{ip} saddr {subnet} {ip} daddr {subnet} ct status dnat masquerade\n");
             if v4 {
-                post += &format!("ip saddr 127.0.0.0/8 oifname \"{bridge}\" ct status dnat masquerade\n");
+                post += &format!("ip saddr 127.0.0.0/8 oifname {bridges} ct status dnat masquerade\n");
             }
             if self.config.masquerade != Masquerade::No {
                 post +=
@@ -247,7 +263,7 @@ ip6 daddr ::1 return
 chain postrouting {{ type nat hook postrouting priority 100; policy accept;
 {post}}}
 chain loopback {{ type filter hook prerouting priority -300; policy accept;
-iifname \"{bridge}\" ip daddr 127.0.0.0/8 drop
+iifname {bridges} ip daddr 127.0.0.0/8 drop
 }}
 "
         )

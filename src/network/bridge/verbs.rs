@@ -14,7 +14,7 @@ use crate::config::{Attachment, Config, check_interface, identifier};
 use crate::failure::{Failure, Outcome, code};
 use crate::firewall::Rules;
 use crate::ipam::{self, Addresses};
-use crate::link::{Pair, Routes, enable_ipv6, host_name, made_here};
+use crate::link::{Pair, Routes, bridges, enable_ipv6, former_bridges, host_name, made_here};
 use crate::ports::Ports;
 use crate::result::{self, Made};
 
@@ -94,6 +94,10 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
         return Err(Failure::plain(code::CONFIG, "the network has no subnet"));
     };
     set_forwarding(config)?;
+    if !ipam::link_exists(&config.bridge) {
+        // one of an earlier name has the same gateway addresses
+        remove_former_bridges(config)?;
+    }
     let mut host = Routes::open()?;
     let bridge = host.ensure_bridge(config)?;
     if let Some(rules) = &rules {
@@ -161,10 +165,14 @@ fn keep_router_advertisements() {
     }
 }
 
-/// DEL: whatever there is of the attachment goes; nothing there is fine.
+/// DEL: whatever there is of the attachment goes; nothing there is fine, and so is a configuration that ADD refuses.
 pub(crate) fn del(input: &[u8]) -> Outcome<()> {
-    let config = Config::parse(input)?;
+    let Some(config) = Config::salvage(input)? else { return Ok(()) };
     let call = Call::read(&config)?;
+    if !config.data_dir.join(&config.name).exists() {
+        // no pod has ever come this far, or GC has cleaned up: only the link is left to look at
+        return remove_link(&call.host);
+    }
     let _shared = lock_network(&config, FlockArg::LockShared)?;
     tear_down(&config, &call.owner, config.netns_ends)
 }
@@ -175,10 +183,14 @@ fn tear_down(config: &Config, owner: &Attachment, kernel_removes_link: bool) -> 
         Rules::open(config)?.unmap(owner)?;
     }
     let host = host_name(&config.name, owner);
-    if !kernel_removes_link && ipam::link_exists(&host) {
-        Routes::open()?.remove(&host)?;
+    if !kernel_removes_link {
+        remove_link(&host)?;
     }
     Addresses::lock(config)?.release(owner, &host)
+}
+
+fn remove_link(name: &str) -> Outcome<()> {
+    if ipam::link_exists(name) { Routes::open()?.remove(name) } else { Ok(()) }
 }
 
 /// GC: every attachment that the caller does not know goes. When it knows none, and none is left, so does the network.
@@ -209,26 +221,67 @@ pub(crate) fn gc(input: &[u8]) -> Outcome<()> {
     if let Some(failure) = failures.into_iter().next() {
         return Err(failure);
     }
-    if unused { remove_network(&config) } else { Ok(()) }
+    if unused {
+        return remove_network(&config);
+    }
+    if former_bridges(&config).is_empty() {
+        return Ok(());
+    }
+    remove_former_bridges(&config)?;
+    // they name the bridges
+    Rules::open_if_needed(&config)?.map_or(Ok(()), |rules| rules.ensure())
 }
 
-/// Removes rules, bridge and directory of a network without pods. The caller holds the network's lock alone.
+/// Removes rules, bridges and directory of a network without pods. The caller holds the network's lock alone.
 fn remove_network(config: &Config) -> Outcome<()> {
     if let Ok(rules) = Rules::open(config) {
         rules.remove()?;
     }
-    let mut routes = Routes::open()?;
-    let bridge = routes.find(&config.bridge)?.filter(|link| link.kind == "bridge");
-    if let Some(bridge) = bridge.filter(|_| made_here(config).exists()) {
-        // somebody else's links may be on it
-        if routes.ports_of(bridge.index)? == 0 {
-            routes.remove(&config.bridge)?;
-        }
+    for bridge in bridges(config) {
+        remove_bridge(config, &bridge)?;
     }
     let dir = config.data_dir.join(&config.name);
     let failed = |e| Failure::new(code::IO, format!("remove {}", dir.display()), e);
     fs::remove_dir_all(&dir).map_err(failed)?;
     // stays when it holds another network, or is the machine's
     let _ = fs::remove_dir(&config.data_dir);
+    Ok(())
+}
+
+/// Removes a bridge that we made and that nothing is on; whether it is gone.
+fn remove_bridge(config: &Config, name: &str) -> Outcome<bool> {
+    let mut routes = Routes::open()?;
+    let bridge = routes.find(name)?.filter(|link| link.kind == "bridge");
+    let Some(bridge) = bridge.filter(|_| made_here(config, name).exists()) else { return Ok(true) };
+    // somebody else's links may be on it
+    if routes.ports_of(bridge.index)? != 0 {
+        return Ok(false);
+    }
+    routes.remove(name).map(|()| true)
+}
+
+/// Removes the bridges that the network had under earlier names, and what the firewall has of them. One that pods are
+/// still on stays until they are gone: then this is called again.
+fn remove_former_bridges(config: &Config) -> Outcome<()> {
+    for bridge in former_bridges(config) {
+        if !remove_bridge(config, &bridge)? {
+            eprintln!(
+                "corten-bridge: pods of network {} are still on bridge {bridge}; they and those on {} do not reach \
+                 each other",
+                config.name, config.bridge
+            );
+            continue;
+        }
+        if let Ok(rules) = Rules::open(config) {
+            rules.forget_bridge(&bridge)?;
+        }
+        let note = made_here(config, &bridge);
+        match fs::remove_file(&note) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::new(code::IO, format!("remove {}", note.display()), e));
+            }
+            _ => {}
+        }
+    }
     Ok(())
 }

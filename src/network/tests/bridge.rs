@@ -336,3 +336,47 @@ fn without_a_firewall_program_only_what_needs_one_is_refused() {
     off.call("ADD", "c1", &ns).unwrap();
     off.call("DEL", "c1", &ns).unwrap();
 }
+
+#[test]
+fn del_takes_what_add_refuses() {
+    if !private_nft("del_takes_what_add_refuses") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ns = netns("a");
+    let subnets = json!([{"subnet": "10.9.0.0/29"}, {"subnet": "10.9.0.0/33"}, 5]);
+    let bad = [
+        ("bridge", json!("a-name-of-16-chr")),
+        ("bridge", json!(7)),
+        ("unheardOf", json!(true)),
+        ("name", json!("a/b")),
+        ("cniVersion", json!("9.0.0")),
+        ("subnets", subnets),
+        ("subnets", json!([])),
+        ("mtu", json!(-1)),
+        ("ipMasq", json!("perhaps")),
+        ("runtimeConfig", json!({"portMappings": [{"hostPort": 70000}]})),
+        ("runtimeConfig", json!({"ips": ["nonsense"]})),
+    ];
+    for (key, value) in &bad {
+        let plugin = small(&dir).with(key, value.clone());
+        plugin.call("ADD", "c1", &ns).unwrap_err();
+        plugin.call("DEL", "c1", &ns).unwrap_or_else(|e| panic!("{key} {value}: {e}"));
+        assert!(!dir.exists(), "{key} {value}");
+    }
+    // it finds what was made with a configuration that was good then, and leaves the others alone
+    let port = |n: u16| json!({"portMappings": [{"hostPort": 8000 + n, "containerPort": 80}]});
+    let other = netns("b");
+    let kept = small(&dir).with("runtimeConfig", port(0));
+    let result = kept.call("ADD", "c0", &other).unwrap();
+    for (key, value) in bad.iter().filter(|(key, _)| *key != "name") {
+        small(&dir).with("runtimeConfig", port(1)).call("ADD", "c1", &ns).unwrap();
+        small(&dir).with(key, value.clone()).call("DEL", "c1", &ns).unwrap();
+        assert!(!scene::inside(&ns, || ip("link")).contains("eth0"), "{key} {value}");
+        let rules = must(Command::new("nft").args(["list", "ruleset"]));
+        assert!(!rules.contains("8001") && rules.contains("8000"), "{key} {value}: {rules}");
+        kept.with("prevResult", result.clone()).call("CHECK", "c0", &other).unwrap();
+    }
+    clean_up(&small(&dir), &dir);
+}

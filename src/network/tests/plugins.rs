@@ -223,6 +223,139 @@ fn del_is_owed_until_it_succeeds() {
     });
 }
 
+#[test]
+fn nothing_is_done_while_a_program_is_missing() {
+    if !private("nothing_is_done_while_a_program_is_missing") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "good", "10.1.0.2/24");
+    node.configure("a.conflist", &chain("1.0.0", &["good", "absent"]));
+    runtime().block_on(async {
+        let e = node.network.attach(&pod(1)).await.unwrap_err();
+        assert!(e.kind == Kind::Unavailable && e.message.contains("\"absent\" is in none of"), "{e}");
+        assert_nothing_owed(&node);
+        assert!(calls(&node).is_empty() && !node.settings.state_dir.exists(), "{:?}", calls(&node));
+    });
+}
+
+fn assert_nothing_owed(node: &Node) {
+    assert_eq!(node.restarted().owed(), []);
+    assert_eq!(std::fs::read_dir("/run/netns").unwrap().count(), 0);
+}
+
+#[test]
+fn a_failed_add_is_undone_only_where_it_was() {
+    if !private("a_failed_add_is_undone_only_where_it_was") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "good", "10.1.0.2/24");
+    recorder(&node, "later", "10.1.0.2/24");
+    // a program, but none that can be started
+    let broken = node.script("broken", "");
+    std::fs::write(&broken, "#!/nonexistent/interpreter\n").unwrap();
+    let calls_file = node.path("calls");
+    let note = format!("echo bad $CNI_COMMAND >> {}", calls_file.display());
+    runtime().block_on(async {
+        node.configure("a.conflist", &chain("1.0.0", &["good", "broken", "later"]));
+        let e = node.network.attach(&pod(1)).await.unwrap_err();
+        assert!(e.message.contains("broken) ADD: cannot be started"), "{e}");
+        assert_eq!(calls(&node), ["good ADD", "good DEL"]);
+        assert_nothing_owed(&node);
+        // one that fails gets a DEL itself, those behind it do not
+        std::fs::remove_file(&calls_file).unwrap();
+        node.script("bad", &format!("{note}; [ $CNI_COMMAND = DEL ]"));
+        node.configure("a.conflist", &chain("1.0.0", &["good", "bad", "later"]));
+        node.network.attach(&pod(1)).await.unwrap_err();
+        assert_eq!(calls(&node), ["good ADD", "bad ADD", "bad DEL", "good DEL"]);
+        assert_nothing_owed(&node);
+        // one that says of its configuration at DEL what it said at ADD has done nothing with it
+        for code in [1, 2, 6, 7] {
+            let refusal = format!("echo '{{\"code\":{code},\"msg\":\"never\"}}'; exit 1");
+            node.script("bad", &format!("{note}; {refusal}"));
+            let e = node.network.attach(&pod(1)).await.unwrap_err();
+            assert!(e.code == Some(code) && !e.message.contains("owed"), "{e}");
+            assert_nothing_owed(&node);
+        }
+        node.script("bad", &format!("{note}; echo '{{\"code\":11,\"msg\":\"not now\"}}'; exit 1"));
+        let e = node.network.attach(&pod(1)).await.unwrap_err();
+        assert!(e.message.contains("undoing it failed too, and is owed"), "{e}");
+        // how far ADD came is still known to the next daemon
+        std::fs::remove_file(&calls_file).unwrap();
+        node.script("bad", &note);
+        node.restarted().collect_garbage(&[]).await;
+        assert_eq!(calls(&node), ["bad DEL", "good DEL"]);
+        assert_nothing_owed(&node);
+    });
+}
+
+#[test]
+fn a_plugin_that_is_gone_at_del_keeps_the_debt_and_stops_nobody_else() {
+    if !private("a_plugin_that_is_gone_at_del_keeps_the_debt_and_stops_nobody_else") {
+        return;
+    }
+    let node = Node::bare();
+    for name in ["good", "gone"] {
+        recorder(&node, name, "10.1.0.2/24");
+    }
+    node.configure("a.conflist", &chain("1.0.0", &["good", "gone"]));
+    runtime().block_on(async {
+        node.network.attach(&pod(1)).await.unwrap();
+        std::fs::rename(node.path("bin/gone"), node.path("aside")).unwrap();
+        let record = node.settings.state_dir.join(format!("{}.json", pod(1).pod));
+        let e = node.network.detach(&pod(1).pod).await.unwrap_err();
+        assert!(e.message.contains("\"gone\" is in none of"), "{e}");
+        assert!(e.message.contains(&format!("or {} is removed by hand", record.display())), "{e}");
+        assert_eq!(calls(&node), ["good ADD", "gone ADD", "good DEL"]);
+        assert_eq!(node.restarted().owed(), [pod(1).pod]);
+        std::fs::rename(node.path("aside"), node.path("bin/gone")).unwrap();
+        node.restarted().detach(&pod(1).pod).await.unwrap();
+        assert_eq!(calls(&node)[3..], ["gone DEL", "good DEL"]);
+        assert_nothing_owed(&node);
+        // by hand
+        node.network.attach(&pod(1)).await.unwrap();
+        std::fs::remove_file(node.path("bin/gone")).unwrap();
+        node.network.detach(&pod(1).pod).await.unwrap_err();
+        std::fs::remove_file(&record).unwrap();
+        node.network.detach(&pod(1).pod).await.unwrap();
+        assert_nothing_owed(&node);
+    });
+}
+
+#[test]
+fn a_network_that_is_configured_no_more_gets_a_last_gc() {
+    if !private("a_network_that_is_configured_no_more_gets_a_last_gc") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "good", "10.1.0.2/24");
+    recorder(&node, "next", "10.2.0.2/24");
+    node.configure("a.conflist", &chain("1.1.0", &["good"]));
+    runtime().block_on(async {
+        node.network.attach(&pod(1)).await.unwrap();
+        node.configure("a.conflist", &chain("1.1.0", &["next"]).replace("fake", "other"));
+        node.restarted().collect_garbage(&[pod(1).pod]).await;
+        assert_eq!(
+            input(&node, "good.GC")["cni.dev/valid-attachments"][0]["containerID"],
+            pod(1).pod.as_str()
+        );
+        node.restarted().detach(&pod(1).pod).await.unwrap();
+        node.restarted().collect_garbage(&[]).await;
+        assert_eq!(input(&node, "good.GC")["cni.dev/valid-attachments"], json!([]));
+        std::fs::remove_file(node.path("good.GC")).unwrap();
+        node.restarted().collect_garbage(&[]).await;
+        assert!(!node.path("good.GC").exists() && node.path("next.GC").exists());
+        // one whose program went with it is forgotten
+        node.network.attach(&pod(1)).await.unwrap();
+        node.network.detach(&pod(1).pod).await.unwrap();
+        std::fs::remove_file(node.path("bin/next")).unwrap();
+        node.configure("a.conflist", &chain("1.1.0", &["good"]));
+        node.restarted().collect_garbage(&[]).await;
+        assert!(!node.settings.state_dir.join("networks").exists());
+    });
+}
+
 /// Starts an attach, drops it when the plugin has begun, and leaves everything as a killed daemon does.
 async fn interrupted(node: &Node) -> Network {
     let begun = node.path("begun");

@@ -199,3 +199,100 @@ fn two_pods_reach_each_other_and_leave_nothing() {
         scene::eventually("the kernel removes the pods' links", || !ip("link").contains("master corten0"));
     });
 }
+
+/// All rules of the namespace, by whatever program.
+fn all_rules() -> String {
+    let programs =
+        ["iptables-save", "iptables-legacy-save", "ip6tables-save", "ip6tables-legacy-save", "nft"];
+    let output = |program: &str| {
+        let args: &[&str] = if program == "nft" { &["list", "ruleset"] } else { &[] };
+        String::from_utf8(std::process::Command::new(program).args(args).output().unwrap().stdout).unwrap()
+    };
+    programs.map(output).concat()
+}
+
+/// The bridge gets another name: pods work on the new one, and nothing of the old one is left.
+fn a_renamed_bridge_leaves_nothing(firewall: &str) {
+    let node = Node::with_firewall(firewall);
+    let outside = scene::outside();
+    let (out, host): (IpAddr, IpAddr) = ("192.0.2.2".parse().unwrap(), "192.0.2.1".parse().unwrap());
+    forward_nothing(firewall);
+    let reach = |from: &Attached| {
+        let thread = serve(&outside, SocketAddr::new(out, 90), "you are");
+        let answer = inside(&from.netns, || read(SocketAddr::new(out, 90)));
+        assert_eq!(answer.unwrap(), format!("you are {host}"), "{firewall}");
+        thread.join().unwrap();
+    };
+    runtime().block_on(async {
+        let mut server = pod(1);
+        server.ports = vec![port(Protocol::Tcp, 8080, 80)];
+        reach(&node.network.attach(&server).await.unwrap());
+        node.network.detach(&server.pod).await.unwrap();
+        scene::eventually("the pod's link is gone", || !ip("link").contains(": cb"));
+        node.reconfigure("corten0", "corten1");
+        let attached = node.network.attach(&server).await.unwrap();
+        let links = ip("link");
+        assert!(links.contains("corten1") && !links.contains("corten0"), "{links}");
+        reach(&attached);
+        node.network.check(&server.pod).await.unwrap();
+        assert!(!all_rules().contains("corten0"), "{}", all_rules());
+        // under a living pod: the old bridge stays until the pod is gone
+        node.reconfigure("corten1", "corten2");
+        let second = node.network.attach(&pod(2)).await.unwrap();
+        assert!(ip("link").contains("corten1"));
+        node.network.detach(&server.pod).await.unwrap();
+        scene::eventually("the pod's link is gone", || !ip("link").contains("master corten1"));
+        node.network.collect_garbage(&[pod(2).pod]).await;
+        assert!(!ip("link").contains("corten1") && !all_rules().contains("corten1"), "{}", all_rules());
+        node.network.check(&pod(2).pod).await.unwrap();
+        reach(&second);
+        // the network's own name: the garbage of the old one is collected once nobody is on it
+        node.reconfigure("\"pods\"", "\"renamed\"");
+        node.reconfigure("corten2", "corten3");
+        node.network.detach(&pod(2).pod).await.unwrap();
+        node.restarted().collect_garbage(&[]).await;
+        assert!(!all_rules().contains("corten"), "{}", all_rules());
+        assert_clean(&node);
+    });
+}
+
+#[test]
+fn a_renamed_bridge_leaves_nothing_in_nftables() {
+    if scene::private_nft("a_renamed_bridge_leaves_nothing_in_nftables") {
+        a_renamed_bridge_leaves_nothing("nftables");
+    }
+}
+
+#[test]
+fn a_renamed_bridge_leaves_nothing_in_iptables() {
+    if private("a_renamed_bridge_leaves_nothing_in_iptables") {
+        a_renamed_bridge_leaves_nothing("iptables-legacy");
+    }
+}
+
+#[test]
+fn another_firewall_program_replaces_the_rules_of_the_one_before() {
+    if !scene::private_nft("another_firewall_program_replaces_the_rules_of_the_one_before") {
+        return;
+    }
+    let node = Node::with_firewall("iptables");
+    runtime().block_on(async {
+        let mut server = pod(1);
+        server.ports = vec![port(Protocol::Tcp, 8080, 80)];
+        let a = node.network.attach(&server).await.unwrap();
+        for (from, to) in [("\"iptables\"", "\"nftables\""), ("\"nftables\"", "\"iptables-legacy\"")] {
+            node.reconfigure(from, to);
+            node.network.attach(&pod(2)).await.unwrap();
+            node.network.detach(&pod(2).pod).await.unwrap();
+            let rules = all_rules();
+            let (nft, iptables) = (rules.contains("table inet corten-pods"), rules.contains("CORTEN-"));
+            assert_eq!((nft, iptables), (to == "\"nftables\"", to != "\"nftables\""), "{to}: {rules}");
+            let thread = serve(&a.netns, SocketAddr::new(a.ips[0], 80), "you are");
+            inside(Path::new("/proc/self/ns/net"), || read("127.0.0.1:8080".parse().unwrap())).unwrap();
+            thread.join().unwrap();
+        }
+        node.network.detach(&server.pod).await.unwrap();
+        node.network.collect_garbage(&[]).await;
+        assert_clean(&node);
+    });
+}

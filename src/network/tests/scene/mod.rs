@@ -116,6 +116,14 @@ impl Node {
         std::fs::write(self.settings.config_dir.join(name), text).unwrap();
     }
 
+    /// Changes the text of our bridge network's configuration.
+    pub(crate) fn reconfigure(&self, from: &str, to: &str) {
+        let path = self.settings.config_dir.join("10-corten.conflist");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{from} is not in {text}");
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+    }
+
     /// A plugin that is a shell script.
     pub(crate) fn script(&self, name: &str, body: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt;
