@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::{cni, instance, programs};
+use crate::{cni, programs};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Level {
@@ -30,9 +30,6 @@ pub(crate) fn report(config: &Config) -> (String, bool) {
     findings.push(packet_filter(&search_path()));
     findings.extend(pod_network(config));
     findings.extend(directories(config));
-    if let Err(problem) = instance::check_group(&config.server.socket_group) {
-        findings.push((Level::Fail, problem));
-    }
     let usable = findings.iter().all(|(level, _)| *level != Level::Fail);
     let mut text = String::new();
     for (level, words) in findings {

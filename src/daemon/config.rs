@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config_keys::{Key, Value};
-use crate::config_raw::{ConfigError, Raw, Setting};
+use crate::config_raw::{ConfigError, Origin, Raw, Setting};
+use crate::instance;
 
 /// Where the configuration file is when no flag names one.
 pub(crate) const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -120,7 +121,9 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for (flag, key, value) in &sources.flags {
         raw.add_flag(flag, key, value);
     }
-    Ok(Loaded { settings: raw.finish()?, files })
+    let loaded = Loaded { settings: raw.finish()?, files };
+    let problems = loaded.problems_on_this_node();
+    if problems.is_empty() { Ok(loaded) } else { Err(ConfigError(problems)) }
 }
 
 fn read_into(raw: &mut Raw, files: &mut Vec<PathBuf>, path: &Path, required: bool) {
@@ -150,6 +153,22 @@ fn drop_ins(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 impl Loaded {
+    /// What only this node can tell of values that are well formed.
+    fn problems_on_this_node(&self) -> Vec<String> {
+        let group = instance::check_group(&self.text("server.socket_group"));
+        let socket = instance::check_socket(&self.path("server.socket"));
+        let named = [("server.socket_group", group), ("server.socket", socket)];
+        let problem = |(key, checked): (&str, Result<(), String>)| {
+            // a default is made of run_dir
+            let origin = match &self.setting(key).origin {
+                Origin::Default => &self.setting("run_dir").origin,
+                origin => origin,
+            };
+            checked.err().map(|problem| format!("{origin}: {problem}"))
+        };
+        named.into_iter().filter_map(problem).collect()
+    }
+
     /// The values for constructors.
     pub(crate) fn config(&self) -> Config {
         Config {
@@ -254,7 +273,6 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::config_raw::Origin;
 
     fn scratch() -> tempfile::TempDir {
         tempfile::tempdir().expect("a directory")
@@ -329,6 +347,15 @@ mod tests {
                 "c.toml:2: image.pinned must be a list of strings, as in [\"a\", \"b\"], found [\"a\", 1]",
             ),
             (
+                "[image]\nplain_http = [\"r:5000\", \"http://r\"]",
+                "c.toml:2: image.plain_http must be a list of registries as host or host:port, as in \
+                 [\"registry.example:5000\"], found [\"r:5000\", \"http://r\"]",
+            ),
+            (
+                "[server]\nsocket_group = \"no-such-group\"",
+                "c.toml:2: server.socket_group: no group \"no-such-group\" in /etc/group",
+            ),
+            (
                 "[network]\nbin_dirs = \"/opt/cni/bin\"",
                 "c.toml:2: network.bin_dirs must be a list of absolute paths, as in [\"/a\", \"/b\"], \
                  found \"/opt/cni/bin\"",
@@ -340,6 +367,19 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(problems(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_socket_path_that_the_kernel_cannot_take_is_told_with_its_line() {
+        let long = format!("/{}", "x".repeat(100));
+        for (text, line) in
+            [(format!("[server]\nsocket = \"{long}/corten.sock\""), 2), (format!("run_dir = \"{long}\""), 1)]
+        {
+            let expected = format!(
+                "c.toml:{line}: server.socket: {long}/corten.sock has 113 bytes, the kernel takes 107 at most"
+            );
+            assert_eq!(problems(&text), expected);
         }
     }
 

@@ -4,7 +4,7 @@
 //! setting is written here and in [`crate::config::Config`] and nowhere else.
 //! `{state_dir}` and `{run_dir}` in a default stand for those settings' values.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -63,6 +63,8 @@ pub(crate) enum Kind {
     Interface,
     /// One subnet of each address family at most.
     Subnets,
+    /// A list of registries, each host or host:port.
+    Hosts,
 }
 
 /// A checked value.
@@ -80,7 +82,7 @@ pub(crate) enum Value {
     Bytes(u64),
     /// Of Integer.
     Integer(i64),
-    /// Of Texts, Subnets.
+    /// Of Texts, Subnets, Hosts.
     Texts(Vec<String>),
     /// Of Paths.
     Paths(Vec<PathBuf>),
@@ -217,7 +219,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         section: "image",
         name: "plain_http",
-        kind: Kind::Texts,
+        kind: Kind::Hosts,
         default: "[]",
         doc: "Registries (host or host:port) that are spoken to without TLS. Those on loopback always may be.",
     },
@@ -324,6 +326,9 @@ impl Kind {
                 "a list of one or two subnets of different families, as in [\"10.1.0.0/16\", \"fd00:1::/64\"]"
                     .into()
             }
+            Kind::Hosts => {
+                "a list of registries as host or host:port, as in [\"registry.example:5000\"]".into()
+            }
         }
     }
 
@@ -376,6 +381,10 @@ impl Kind {
                 matches!(families?[..], [_] | [true, false] | [false, true])
                     .then(|| Value::Texts(subnets.into_iter().map(str::to_owned).collect()))
             }
+            Kind::Hosts => {
+                let host = |text: &str| is_host(text).then(|| text.to_owned());
+                texts(found)?.map(host).collect::<Option<_>>().map(Value::Texts)
+            }
         }
     }
 }
@@ -419,6 +428,21 @@ pub(crate) fn is_ipv6_subnet(text: &str) -> Option<bool> {
     // Smaller ones have no room for a gateway and a pod.
     let longest = if address.is_ipv6() { 126 } else { 30 };
     (1..=longest).contains(&prefix.parse::<u8>().ok()?).then_some(address.is_ipv6())
+}
+
+/// host, host:port, or the same with an IPv6 address in brackets: no scheme, no path.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) if address.parse::<Ipv6Addr>().is_ok() => ("v6", port),
+        Some(_) => return false,
+        None => text.split_at(text.find(':').unwrap_or(text.len())),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let number =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|p| p > 0);
+    !host.is_empty()
+        && host.chars().all(plain)
+        && (port.is_empty() || port.strip_prefix(':').is_some_and(number))
 }
 
 /// tracing takes any word for a module's name; levels alone or `module=level` are what is meant here.

@@ -36,8 +36,12 @@ impl Instance {
         make_directory(state_dir, 0o700)?;
         let pid_file = run_dir.join("corten.pid");
         let run = lock(&pid_file).with_context(|| format!("run_dir {}", run_dir.display()))?;
-        let state = lock(&state_dir.join("corten.lock"))
-            .with_context(|| format!("state_dir {}", state_dir.display()))?;
+        let state = lock(&state_dir.join("corten.lock"));
+        if state.is_err() {
+            // run_dir was free: nobody shall take the file for a daemon's
+            let _ = fs::remove_file(&pid_file);
+        }
+        let state = state.with_context(|| format!("state_dir {}", state_dir.display()))?;
         Ok(Instance { pid_file, _locks: [run, state] })
     }
 }
@@ -115,9 +119,7 @@ pub(crate) fn bind(server: &Server) -> anyhow::Result<UnixListener> {
         }
         Ok(_) => {}
     }
-    let mut hidden = path.clone().into_os_string();
-    hidden.push(format!(".{}", std::process::id()));
-    let hidden = PathBuf::from(hidden);
+    let hidden = hidden_name(path);
     let _ = fs::remove_file(&hidden);
     let bound = bind_as(&hidden, server.socket_mode, group)
         .and_then(|listener| fs::rename(&hidden, path).map(|()| listener).context("rename"));
@@ -125,6 +127,22 @@ pub(crate) fn bind(server: &Server) -> anyhow::Result<UnixListener> {
         let _ = fs::remove_file(&hidden);
     }
     bound.with_context(|| format!("socket {}", path.display()))
+}
+
+/// Where it is bound before it has its permissions: a short name, since the kernel bounds a socket's path.
+fn hidden_name(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}", std::process::id()))
+}
+
+/// Whether the kernel can take the path, and the one that it is bound under first.
+pub(crate) fn check_socket(path: &Path) -> Result<(), String> {
+    /// of `sun_path`, without the byte that ends it (unix(7))
+    const LONGEST: usize = 107;
+    let length = path.as_os_str().len().max(hidden_name(path).as_os_str().len());
+    if length <= LONGEST {
+        return Ok(());
+    }
+    Err(format!("server.socket: {} has {length} bytes, the kernel takes {LONGEST} at most", path.display()))
 }
 
 fn bind_as(path: &Path, mode: u32, group: Option<Gid>) -> anyhow::Result<UnixListener> {
@@ -158,7 +176,7 @@ fn find_group(group: &str) -> anyhow::Result<Option<Gid>> {
     }
 }
 
-/// Whether the group exists, for `corten check`.
+/// Whether the group exists.
 pub(crate) fn check_group(group: &str) -> Result<(), String> {
     find_group(group).map(drop).map_err(|e| format!("{e:#}"))
 }
@@ -191,6 +209,7 @@ mod tests {
             let error = format!("{:#}", Instance::take(state, run).expect_err("taken"));
             assert!(error.starts_with(named) && error.contains(&format!("(pid {pid})")), "{error}");
         }
+        assert!(!other_run.join("corten.pid").exists(), "the refused one's");
         drop(first);
         assert!(!run.join("corten.pid").exists());
         Instance::take(&state, &run).expect("free again");
@@ -221,6 +240,15 @@ mod tests {
             1,
             "nothing is left beside it"
         );
+    }
+
+    #[test]
+    fn the_longest_path_that_is_allowed_can_be_bound() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let name = |length: usize| dir.path().join("s".repeat(length - dir.path().as_os_str().len() - 1));
+        assert_eq!(check_socket(&name(107)), Ok(()));
+        bind(&server(name(107), 0o600, "")).expect("bind");
+        assert!(check_socket(&name(108)).is_err());
     }
 
     #[test]

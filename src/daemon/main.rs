@@ -166,8 +166,8 @@ fn run(command: Command, loaded: &Loaded) -> anyhow::Result<ExitCode> {
         Command::Config { .. } => Ok(print(&config_print::effective(loaded))),
         Command::Check => {
             let (report, usable) = check::report(&config);
-            print(&report);
-            Ok(if usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            let printed = print(&report);
+            Ok(if usable { printed } else { ExitCode::FAILURE })
         }
         Command::Status => Ok(print(&admin::status(&config)?)),
         Command::Image(ImageCommand::List) => Ok(print(&admin::list_images(&config)?)),
@@ -182,9 +182,14 @@ fn run(command: Command, loaded: &Loaded) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// `println!` panics when the reader has gone; that is no failure of ours.
+/// A reader that has gone is no failure of ours; any other error is.
 fn print(text: &str) -> ExitCode {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    ExitCode::SUCCESS
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            eprintln!("corten: write to stdout: {error}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }

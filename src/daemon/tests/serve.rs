@@ -232,3 +232,15 @@ fn the_example_file_is_printed_even_with_a_broken_configuration() {
     assert!(output.status.success());
     assert_eq!(text(&output.stdout), include_str!("../../../contrib/config.toml"));
 }
+
+#[test]
+fn what_cannot_be_written_is_a_failure() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::write(dir.path().join("config.toml"), "").expect("write");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_corten"));
+    command.arg("--config").arg(dir.path().join("config.toml")).arg("config").stdout(full);
+    let output = command.output().expect("corten");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("No space left on device"), "{}", text(&output.stderr));
+}
