@@ -98,9 +98,16 @@ fn enter_namespaces(inside: &Inside) -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make mounts private")?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("make mounts shared")?;
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read /proc/self/mounts")?;
     umount2("/sys", MntFlags::MNT_DETACH).context("unmount /sys")?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("sysfs"), "/sys", Some("sysfs"), flags, none).context("mount /sys")?;
+    for (kind, dir) in [("securityfs", "/sys/kernel/security"), ("selinuxfs", "/sys/fs/selinux")] {
+        if mounts.contains(&format!(" {dir} {kind} ")) {
+            mount(Some(kind), dir, Some(kind), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, none)
+                .with_context(|| format!("mount {dir}"))?;
+        }
+    }
     if !hierarchies.iter().any(|hierarchy| hierarchy.mount == Path::new("/sys/fs/cgroup")) {
         mount(Some("tmpfs"), "/sys/fs/cgroup", Some("tmpfs"), flags, Some("mode=755"))
             .context("mount /sys/fs/cgroup")?;

@@ -58,7 +58,8 @@ use crate::programs::Profile;
 const USAGE: &str = "\
 usage: cargo xtask demo
        cargo xtask test  [--only SUITE]… [--report DIR]
-       cargo xtask node  [--config FILE]… [--cni official] [--vm uml|qemu] [--share DIR]… [--out DIR] [--tmpfs] [--debug] [-- COMMAND…]
+       cargo xtask node  [--config FILE]… [--cni official] [--vm uml|qemu [--lsm apparmor|selinux|none]]
+                   [--share DIR]… [--out DIR] [--tmpfs] [--debug] [-- COMMAND…]
        cargo xtask bench [--json FILE] [--against cri=SOCKET]… [--against oci=PATH]…
        cargo xtask install | build";
 
@@ -123,6 +124,10 @@ fn node_options(words: Vec<OsString>) -> Result<node::Options> {
             Arg::Long("vm") => match parser.value()?.into_string().as_deref() {
                 Ok(kind @ ("uml" | "qemu")) => options.vm = Some(kind.to_owned()),
                 _ => bail!("--vm is uml or qemu"),
+            },
+            Arg::Long("lsm") => match parser.value()?.into_string().as_deref() {
+                Ok(name @ ("apparmor" | "selinux" | "none")) => options.lsm = Some(name.to_owned()),
+                _ => bail!("--lsm is apparmor, selinux or none"),
             },
             Arg::Long("share") => options.shares.push(parser.value()?.into()),
             Arg::Long("out") => options.out = Some(parser.value()?.into()),

@@ -26,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) official_cni: bool,
     /// in a VM of this kind (`uml`, `qemu`)
     pub(crate) vm: Option<String>,
+    /// the security module of the VM (`apparmor`, `selinux`, `none`); nothing: the script's own choice
+    pub(crate) lsm: Option<String>,
     /// folders that are there under their own path in the VM too
     pub(crate) shares: Vec<PathBuf>,
     /// where what the command leaves in $OUT arrives
@@ -46,6 +48,7 @@ impl Default for Options {
             config: Vec::new(),
             official_cni: false,
             vm: None,
+            lsm: None,
             shares: Vec::new(),
             out: None,
             tmpfs: false,

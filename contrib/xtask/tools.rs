@@ -33,11 +33,12 @@ enum Build {
     Test(&'static str, &'static str),
 }
 
-/// crictl and critest.
+/// crictl and critest, and ginkgo, which critest calls to run specs in parallel.
 pub(crate) const CRI_TOOLS: Module = Module {
     name: "cri-tools",
     builds: &[
         Build::Command("sigs.k8s.io/cri-tools/cmd/crictl"),
+        Build::Command("github.com/onsi/ginkgo/v2/ginkgo"),
         Build::Test("critest", "sigs.k8s.io/cri-tools/cmd/critest"),
     ],
 };

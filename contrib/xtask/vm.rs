@@ -50,6 +50,9 @@ fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
     std::fs::write(share.join("job.sh"), job + "\n")?;
     let mut machine = Command::new(repository().join("e2e/vm/run-in-vm.sh"));
     machine.args(["--vm", options.vm.as_deref().unwrap_or("uml"), "--timeout", LIMIT, "--mem", "3072"]);
+    if let Some(lsm) = &options.lsm {
+        machine.args(["--lsm", lsm]);
+    }
     if let Some(out) = &options.out {
         machine.arg("--out").arg(out);
     }

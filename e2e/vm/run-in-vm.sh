@@ -7,6 +7,8 @@
 # options:
 #   --vm uml|qemu      uml (default): user-mode-linux, up in two seconds, one CPU, no nf_tables, no cpuset, no hugetlb
 #                      qemu: software emulation of a whole machine with Debian's cloud kernel; about ten times slower
+#   --lsm apparmor|selinux|none   the security module that is active (apparmor); selinux enforces Debian's policy, from a
+#                      second disk image that is made when it is first asked for
 #   --cpus N (2; qemu) --mem MIB (2048)  --timeout SECONDS (900)  --out DIR  --append "KERNEL ARGS"
 #   --build            only build the guest images      --verbose   show the guest's console
 # exit: the command's code; 124 timeout; 125 the guest died without reporting
@@ -27,12 +29,14 @@ fi
 # the guest images are kept per version of this file
 cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm/$(sha256sum "$0" | cut -c1-12)
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,curl,ca-certificates
-vm=uml cpus=2 mem=2048 timeout=900 out='' append='' build='' verbose=''
+packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,curl,ca-certificates,apparmor,attr
+selinux_packages='selinux-policy-default policycoreutils selinux-utils semodule-utils'
+vm=uml lsm=apparmor cpus=2 mem=2048 timeout=900 out='' append='' build='' verbose=''
 
 while [ $# -gt 0 ]; do
   case $1 in
     --vm) vm=$2; shift 2 ;;
+    --lsm) lsm=$2; shift 2 ;;
     --cpus) cpus=$2; shift 2 ;;
     --mem) mem=$2; shift 2 ;;
     --timeout) timeout=$2; shift 2 ;;
@@ -46,6 +50,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 case $vm in uml | qemu) ;; *) echo "run-in-vm.sh: --vm is uml or qemu, not $vm" >&2; exit 2 ;; esac
+case $lsm in
+  apparmor) disk=base security='apparmor=1 security=apparmor audit=0' ;;
+  selinux) disk=selinux security='security=selinux enforcing=1 audit=1' ;;
+  none) disk=base security='lsm=landlock,yama audit=0' ;;
+  *) echo "run-in-vm.sh: --lsm is apparmor, selinux or none, not $lsm" >&2; exit 2 ;;
+esac
 
 # make_ext4 TREE IMAGE SIZE: a file system without a journal that holds a copy of TREE
 make_ext4() {
@@ -83,13 +93,21 @@ m -t tmpfs -o nosuid,nodev,mode=0755 tmpfs /run
 m -t tmpfs -o nosuid,nodev,mode=1777 tmpfs /tmp
 m -t cgroup2 -o nosuid,nodev,noexec,nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup
 busybox ln -sf /proc/self/fd /dev/fd; busybox ln -sf fd/0 /dev/stdin; busybox ln -sf fd/1 /dev/stdout; busybox ln -sf fd/2 /dev/stderr
+m -t securityfs securityfs /sys/kernel/security
 m --make-rshared /
 busybox mkdir -p /run/lock /run/netns /sys/fs/cgroup/init.scope
 echo 1 > /sys/fs/cgroup/init.scope/cgroup.procs
 read -r controllers < /sys/fs/cgroup/cgroup.controllers
 for c in $controllers; do echo "+$c" > /sys/fs/cgroup/cgroup.subtree_control; done
 busybox hostname vm; busybox ip link set lo up
-/usr/local/sbin/vm-run
+if busybox grep -q security=selinux /proc/cmdline; then
+  # this process stays in kernel_t, since it was started before there was a policy; services run in initrc_t
+  /usr/sbin/load_policy -i
+  /usr/sbin/restorecon -RF /run /dev /tmp 2>/dev/null
+  /usr/bin/runcon system_u:system_r:initrc_t:s0 /usr/local/sbin/vm-run
+else
+  /usr/local/sbin/vm-run
+fi
 busybox sync
 busybox poweroff -f
 E
@@ -112,7 +130,9 @@ cd /share
 [ -n "$tar" ] && [ -n "$(busybox ls -A /out)" ] && busybox tar -C /out -cf - . > $tar
 read -r code < /run/vm-rc; echo "rc $code" > $rc
 E
-  chmod 755 "$1"/usr/local/sbin/vm-*
+  # critest loads its AppArmor profiles with it
+  printf '#!/bin/sh\nexec "$@"\n' > "$1/usr/local/sbin/sudo"
+  chmod 755 "$1"/usr/local/sbin/*
   echo vm > "$1/etc/hostname"
   echo 0123456789abcdef0123456789abcdef > "$1/etc/machine-id"
 }
@@ -141,15 +161,36 @@ build_guest() {
   # uml has no nf_tables: iptables must be the legacy one there
   chroot "$root" update-alternatives --quiet --set iptables /usr/sbin/iptables-legacy
   chroot "$root" update-alternatives --quiet --set ip6tables /usr/sbin/ip6tables-legacy
+  # the abstractions that a profile is written with stay, not Debian's hundred profiles
+  find "$root/etc/apparmor.d" -maxdepth 1 -type f -delete
   guest_files "$root"
   make_ext4 "$root" "$cache/base.ext4" 4G
+}
+
+# the same tree with SELinux's tools and Debian's policy, enforced
+build_selinux() {
+  [ -e "$cache/selinux.ext4" ] && return 0
+  local root=$cache/root-selinux
+  rm -rf "$root"
+  cp -a "$cache/root" "$root"
+  cp /etc/resolv.conf "$root/etc/resolv.conf"
+  chroot "$root" env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin sh -c \
+    "apt-get update -q && apt-get install -y -q --no-install-recommends $selinux_packages && apt-get clean" >&2
+  sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$root/etc/selinux/config"
+  # the domains that start containers only log; containers stay confined
+  printf '(typepermissive container_engine_t)\n(typepermissive initrc_t)\n(typepermissive kernel_t)\n' > "$root/root/node.cil"
+  chroot "$root" /usr/sbin/semodule -n -i /root/node.cil >&2
+  rm -rf "$root/etc/resolv.conf" "$root"/var/lib/apt/lists/*
+  chroot "$root" /usr/sbin/setfiles -F /etc/selinux/default/contexts/files/file_contexts / >&2
+  make_ext4 "$root" "$cache/selinux.ext4" 4G
+  rm -rf "$root"
 }
 
 run_qemu() {
   timeout -k 5 "$timeout" qemu-system-x86_64 -M q35 -accel tcg,thread=single,tb-size=512 -cpu Haswell-v4 -m "$mem" -smp "$cpus" \
     -nodefaults -no-user-config -display none -no-reboot -serial "file:$work/console" -kernel "$cache/vmlinuz" \
     -append "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 rootwait quiet loglevel=4 mitigations=off $1" \
-    -drive "if=none,id=d0,file=$cache/base.ext4,format=raw,cache=unsafe,snapshot=on" -device nvme,serial=root,drive=d0 \
+    -drive "if=none,id=d0,file=$cache/$disk.ext4,format=raw,cache=unsafe,snapshot=on,file.locking=off" -device nvme,serial=root,drive=d0 \
     -drive "if=none,id=d1,file=$work/share.ext4,format=raw,cache=unsafe" -device virtio-blk-pci,drive=d1 -device virtio-serial-pci \
     $(for p in out rc tar; do echo "-chardev file,id=$p,path=$work/o/$p -device virtserialport,chardev=$p,name=vm.$p"; done) \
     </dev/null > "$work/vmm.log" 2>&1
@@ -166,14 +207,14 @@ run_uml() {
     mkdir "$root/run/vmhost" "$root/run/w" "$root/run/c"
     mount --bind "$work/o" "$root/run/vmhost"; mount --bind "$work" "$root/run/w"; mount --bind "$cache" "$root/run/c"
     cd "$root/run/w"
-    exec chroot "$root" /usr/bin/linux.uml mem="$mem"M ubd0=/run/w/cow,/run/c/base.ext4 ubd1=/run/w/share.ext4 \
+    exec chroot "$root" /usr/bin/linux.uml mem="$mem"M ubd0=/run/w/cow,/run/c/$6.ext4 ubd1=/run/w/share.ext4 \
       root=/dev/ubda rw rootfstype=ext4 con=null con0=null,fd:1 con1=null quiet $append </dev/null' \
-    _ "$cache/root" "$work" "$cache" "$mem" "$1" > "$work/console" 2>&1
+    _ "$cache/root" "$work" "$cache" "$mem" "$1" "$disk" > "$work/console" 2>&1
 }
 
 mkdir -p "$cache"
 # The images are shared: one builds them, the others wait.
-( flock 9; install_host_tools; build_guest ) 9> "$cache/lock"
+( flock 9; install_host_tools; build_guest; if [ "$lsm" = selinux ]; then build_selinux; fi ) 9> "$cache/lock"
 [ -n "$build" ] && exit 0
 [ $# -ge 2 ] || { sed -n '2,18p' "$0" >&2; exit 2; }
 
@@ -187,7 +228,7 @@ printf '%s\n' "$*" > "$work/job"
 printf 'rm .vm-job\nwrite %s .vm-job\n' "$work/job" | debugfs -w -f - "$work/share.ext4" >/dev/null 2>&1 || true
 
 code=0
-run_$vm "init=/usr/local/sbin/vm-init lsm=landlock,yama audit=0 panic=-1 cgroup_no_v1=all $append" || code=$?
+run_$vm "init=/usr/local/sbin/vm-init $security panic=-1 cgroup_no_v1=all $append" || code=$?
 [ -z "$verbose" ] || cat "$work/console" >&2
 cat "$work/o/out"
 if [ -n "$out" ] && [ -s "$work/o/tar" ]; then
