@@ -29,7 +29,7 @@ use crate::usage::Sizes;
 use crate::{Error, Kind, Result, Settings, sandbox};
 
 /// How long a monitor may take to say what it knows; one that does not is of no use.
-const TELL_DEADLINE: Duration = Duration::from_secs(10);
+const TELL_DEADLINE: Duration = Duration::from_secs(30);
 
 /// See the module's header.
 pub(crate) async fn open(
@@ -124,7 +124,8 @@ async fn look(ctx: &Arc<Context>) -> Result<(Observed, HashMap<PodId, Monitor>)>
 /// A living monitor and what it knows; `None`: there is none, or it does not say.
 async fn ask(ctx: &Context, id: &PodId) -> Option<(PodId, Monitor, Vec<Known>)> {
     let dir = ctx.paths.run_pod(id);
-    let mut monitor = Monitor::attach(&dir, Alive::find(&dir.join("monitor.pid"))?);
+    let alive = Alive::find(&dir.join("monitor.pid"))?;
+    let mut monitor = Monitor::attach(&dir, alive, ctx.settings.monitor_patience);
     match timeout(TELL_DEADLINE, monitor.next()).await {
         Ok(Event::Told(Reply::State { containers, .. })) => Some((id.clone(), monitor, containers)),
         other => {

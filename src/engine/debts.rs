@@ -13,6 +13,7 @@ use nix::mount::{MntFlags, umount2};
 use oci::{ContainerId, PodId};
 
 use crate::context::Context;
+use crate::effects::caught;
 use crate::{Error, Kind, Result, process, record};
 
 /// First pause before a debt is paid again; doubled each time up to [`LONGEST_PAUSE`].
@@ -38,6 +39,9 @@ pub(crate) enum Debt {
     Hold(ContainerId),
     /// A directory of state with the record in it.
     Tree(PathBuf),
+    /// Whoever pays it panics.
+    #[cfg(test)]
+    Bomb,
 }
 
 impl Debt {
@@ -48,6 +52,8 @@ impl Debt {
             Debt::Shm(_) | Debt::Cgroup(_) => 1,
             Debt::RunDir(_) => 2,
             Debt::Tree(_) => 3,
+            #[cfg(test)]
+            Debt::Bomb => 1,
         }
     }
 
@@ -66,6 +72,8 @@ impl Debt {
             move |e: io::Error| Error::because(Kind::Internal, format!("{what} {object}"), e)
         };
         match self {
+            #[cfg(test)]
+            Debt::Bomb => panic!("a bomb"),
             Debt::Monitor(pod) => process::end(&ctx.paths.run_pod(pod)).await,
             Debt::Network(pod) => ctx.network.detach(pod).await.map_err(|e| {
                 Error::because(Kind::Unavailable, format!("release the network of pod {}", pod.short()), e)
@@ -114,6 +122,12 @@ impl KillAndRemove for sys::cgroup::Cgroup {
 
 /// Pay debts; what could not be paid comes back with the reasons.
 pub(crate) async fn pay(ctx: &Context, debts: Vec<Debt>) -> (Vec<Debt>, Vec<Error>) {
+    let paid = caught("give back", async { Ok(settle_all(ctx, &debts).await) }).await;
+    // what was paid before a panic is paid again: that does no harm
+    paid.unwrap_or_else(|error| (debts, vec![error]))
+}
+
+async fn settle_all(ctx: &Context, debts: &[Debt]) -> (Vec<Debt>, Vec<Error>) {
     let (mut unpaid, mut failures): (Vec<Debt>, Vec<Error>) = (Vec::new(), Vec::new());
     for rank in 0..=3 {
         let (now, later): (Vec<&Debt>, Vec<&Debt>) = debts

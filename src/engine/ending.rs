@@ -7,7 +7,6 @@
 
 use std::time::Duration;
 
-use nix::libc::SIGKILL;
 use oci::ContainerId;
 use tokio::time::Instant;
 
@@ -26,7 +25,7 @@ use crate::{Error, Kind, Result};
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
 /// After so long those who wait are told that SIGKILL does not help.
-const KILL_PATIENCE: Duration = Duration::from_secs(30);
+const KILL_PATIENCE: Duration = Duration::from_secs(40);
 
 impl Pod {
     /// Ask a running container to end within `timeout`.
@@ -40,12 +39,18 @@ impl Pod {
         op.step.enter("wait for the container to end");
         container.state =
             State::Stopping { live, op, ending: Ending::Asked { kill_at: Instant::now() + timeout } };
-        let by = now().saturating_add(i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX));
-        container.record.intent = ContainerIntent::Stop { by };
+        self.intend_end(id, timeout).await;
         if timeout.is_zero() {
             return self.kill(id);
         }
-        self.send_signal(id, signal, false);
+        self.send_signal(id, signal);
+    }
+
+    /// Write down by when a container is to end, before anything is done about it: the next daemon goes on with it.
+    async fn intend_end(&mut self, id: &ContainerId, timeout: Duration) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let by = now().saturating_add(i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX));
+        container.record.intent = ContainerIntent::Stop { by };
         self.save(id, Outlive::Daemon).await;
     }
 
@@ -58,6 +63,7 @@ impl Pod {
             return;
         }
         *kill_at = sooner;
+        self.intend_end(id, timeout).await;
         if timeout.is_zero() {
             self.kill(id);
         }
@@ -71,12 +77,19 @@ impl Pod {
         let at = Instant::now();
         let since = if let Ending::Killed { since, .. } = ending { *since } else { at };
         *ending = Ending::Killed { since, again: at + KILL_AGAIN };
-        self.send_signal(id, SIGKILL, true);
+        self.send_kill(id, true);
     }
 
-    pub(crate) fn send_signal(&mut self, id: &ContainerId, signal: i32, all: bool) {
+    fn send_signal(&mut self, id: &ContainerId, signal: i32) {
         if let Some(link) = self.monitor().map(|monitor| monitor.link.clone()) {
-            self.effects.spawn(effects::signal(link, id.clone(), signal, all));
+            self.effects.spawn(effects::signal(link, id.clone(), signal));
+        }
+    }
+
+    /// `must`: a monitor that says nothing is given up.
+    fn send_kill(&mut self, id: &ContainerId, must: bool) {
+        if let Some(link) = self.monitor().map(|monitor| monitor.link.clone()) {
+            self.effects.spawn(effects::kill(link, id.clone(), must));
         }
     }
 
@@ -112,7 +125,7 @@ impl Pod {
             .map(|(id, container)| (id.clone(), container.record.stop_signal))
             .collect();
         for (id, signal) in ids {
-            self.send_signal(&id, signal, false);
+            self.send_signal(&id, signal);
         }
     }
 
@@ -120,28 +133,26 @@ impl Pod {
     pub(crate) fn kill_rest(&mut self, id: &ContainerId) {
         let own = |c: &Container| c.record.config.security.namespaces.pid == NamespaceMode::Container;
         if !self.containers.get(id).is_some_and(own) {
-            self.send_signal(id, SIGKILL, true);
+            self.send_kill(id, false);
         }
     }
 
-    /// The monitor is gone: what it wrote down counts, the rest is killed and its end unseen.
+    /// The monitor is gone: what it wrote down counts, the rest is killed and its end unseen. A container that is being started
+    /// ends with its start.
     pub(crate) async fn monitor_lost(&mut self) {
-        let dir = self.ctx.paths.run_pod(&self.record.id);
+        let runs = |c: &Container| matches!(c.state, State::Running(_) | State::Stopping { .. });
         let live: Vec<ContainerId> =
-            self.containers.iter().filter(|(_, c)| c.is_live()).map(|(id, _)| id.clone()).collect();
+            self.containers.iter().filter(|(_, c)| runs(c)).map(|(id, _)| id.clone()).collect();
         for id in live {
-            if let Ok(Some(found)) = monitor::record::read_exit(&dir, &id) {
-                self.exited(&id, &found.exit).await;
-            }
-            let Some(container) = self.containers.get_mut(&id) else { continue };
-            if !matches!(container.state, State::Running(_) | State::Stopping { .. }) {
-                continue;
-            }
+            let Some(container) = self.containers.get(&id) else { continue };
             let cgroup = sys::cgroup::Cgroup::new(container.record.cgroup.clone());
             if let Err(error) = blocking(move || cgroup.kill()).await {
                 tracing::warn!(container = %id, %error, "what the monitor left could not be killed");
             }
-            self.unseen(&id).await;
+            match self.exit_record(&id) {
+                Some(found) => self.exited(&id, &found.exit).await,
+                None => self.unseen(&id).await,
+            }
         }
     }
 

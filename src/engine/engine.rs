@@ -231,7 +231,8 @@ impl Engine {
             let text = format!("container {} does not run", view.status.id.short());
             return Err(Error::new(Kind::WrongState, text));
         }
-        Ok((Link::new(&self.ctx.paths.run_pod(&handle.id)), view.status.id))
+        let dir = self.ctx.paths.run_pod(&handle.id);
+        Ok((Link::new(&dir, self.ctx.settings.monitor_patience), view.status.id))
     }
 
     /// Run a command in a running container and collect its output. `timeout` zero: none; when it passes, the

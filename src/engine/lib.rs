@@ -29,6 +29,8 @@ mod ending;
 mod engine;
 mod error;
 mod exec;
+#[cfg(test)]
+mod fake;
 mod index;
 mod link;
 mod operation;

@@ -1,41 +1,100 @@
 //! Talking to a pod's monitor from tokio: one connection per request, replies by readiness.
+//!
+//! A monitor does not wait for anybody in its loop, so it always answers at once that it lives. While a reply is due it is asked that
+//! now and then; one that says nothing (stopped, or stuck in the kernel) fails the request. A request that must
+//! come to an end ([`Link::insist`]) gives such a monitor up: [`Link::given_up`] tells the pod's task, which goes on without it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use monitor::protocol::{Failure, Reply, Request};
 use monitor::{Client, ClientError, Connection};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::{Error, Kind, Result};
 
 /// The monitor of one pod; holds nothing open.
 #[derive(Clone, Debug)]
-pub(crate) struct Link(Client);
+pub(crate) struct Link {
+    client: Client,
+    /// How long it may say nothing.
+    patience: Duration,
+    /// It was given up.
+    silent: Arc<watch::Sender<bool>>,
+}
 
 impl Link {
-    /// The monitor whose run directory is `dir`.
-    pub(crate) fn new(dir: &Path) -> Link {
-        Link(Client::new(dir))
+    /// The monitor whose run directory is `dir`; for `patience` see [`crate::Settings::monitor_patience`].
+    pub(crate) fn new(dir: &Path, patience: Duration) -> Link {
+        Link { client: Client::new(dir), patience, silent: Arc::default() }
     }
 
     /// Send a request and read its replies one by one.
     pub(crate) fn open(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Replies> {
-        let connection = self.0.send(request, fds).map_err(unreachable)?;
+        let connection = self.client.send(request, fds).map_err(unreachable)?;
         let connection =
             watched(connection).map_err(|e| Error::because(Kind::Internal, "wait for the monitor", e))?;
         Ok(Replies(connection))
     }
 
-    /// Send a request and wait for its one reply; a refusal is an error.
+    /// Send a request and wait for its one reply; a refusal is an error. [`Kind::Deadline`]: the monitor says nothing.
     pub(crate) async fn call(&self, request: &Request) -> Result<Reply> {
-        match self.open(request, &[])?.next().await? {
-            Some(Reply::Error(failure)) => Err(refused(failure)),
-            Some(reply) => Ok(reply),
-            None => Err(Error::new(Kind::Unavailable, "the monitor closed the connection without a reply")),
+        accepted(self.first(request).await?)
+    }
+
+    /// As [`Link::call`], for what must come to an end.
+    pub(crate) async fn insist(&self, request: &Request) -> Result<Reply> {
+        accepted(self.first_or_give_up(request).await?)
+    }
+
+    /// The first reply to a request, a refusal as well; `None`: it closed the connection without one. A monitor that says
+    /// nothing is given up.
+    pub(crate) async fn first_or_give_up(&self, request: &Request) -> Result<Option<Reply>> {
+        let reply = self.first(request).await;
+        if matches!(&reply, Err(error) if error.kind == Kind::Deadline) {
+            self.silent.send_replace(true);
         }
+        reply
+    }
+
+    async fn first(&self, request: &Request) -> Result<Option<Reply>> {
+        let mut replies = self.open(request, &[])?;
+        loop {
+            match timeout(self.patience, replies.next()).await {
+                Ok(reply) => return reply,
+                // it works on it
+                Err(_) if self.lives().await => {}
+                Err(_) => {
+                    let text = format!("the pod's monitor has not answered for {:?}", self.patience * 2);
+                    return Err(Error::new(Kind::Deadline, text));
+                }
+            }
+        }
+    }
+
+    async fn lives(&self) -> bool {
+        let asked = async { self.open(&Request::State, &[])?.next().await };
+        matches!(timeout(self.patience, asked).await, Ok(Ok(Some(_))))
+    }
+
+    /// Returns when the monitor was given up. Cancel safe.
+    pub(crate) async fn given_up(&self) {
+        // the sender is ours, so it is not gone
+        let _ = self.silent.subscribe().wait_for(|silent| *silent).await;
+    }
+}
+
+fn accepted(reply: Option<Reply>) -> Result<Reply> {
+    match reply {
+        Some(Reply::Error(failure)) => Err(refused(failure)),
+        Some(reply) => Ok(reply),
+        None => Err(Error::new(Kind::Unavailable, "the monitor closed the connection without a reply")),
     }
 }
 

@@ -30,13 +30,12 @@ use crate::admission::{self, PodStage, PodVerb, Refusal, Verdict};
 use crate::config::{ContainerConfig, PodConfig};
 use crate::container::{Ask, Container, Creating, Request};
 use crate::context::Context;
-use crate::debts::{self, Debt};
-use crate::effects::Done;
+use crate::debts::Debt;
+use crate::effects::{self, Done};
 use crate::index::PodHandle;
 use crate::operation::{Answer, Operation, Retry};
 use crate::process::{Event, Monitor};
 use crate::record::{PodIntent, PodRecord};
-use crate::sandbox;
 use crate::step::Step;
 pub(crate) use crate::view::PodView;
 use crate::view::{self, ContainerView};
@@ -145,16 +144,7 @@ impl Pod {
     pub(crate) async fn create(mut self) {
         let State::Creating(op) = &self.state else { return self.run().await };
         let (ctx, record, step) = (self.ctx.clone(), self.record.clone(), op.step.clone());
-        self.effects.spawn(async move {
-            match sandbox::set_up(&ctx, record, &step).await {
-                Ok(ready) => Done::SetUp(Box::new(ready)),
-                Err((error, owed)) => {
-                    step.enter("undo what was set up");
-                    let (unpaid, failures) = debts::pay(&ctx, owed).await;
-                    Done::NotSetUp { error, unpaid, failures }
-                }
-            }
-        });
+        self.effects.spawn(effects::set_up(ctx, record, step));
         self.run().await;
     }
 
@@ -174,7 +164,8 @@ impl Pod {
                 },
                 Some(done) = self.effects.join_next(), if !self.effects.is_empty() => match done {
                     Ok(done) => self.done(done).await,
-                    Err(panic) => tracing::error!(pod = %self.record.id, %panic, "an effect ended badly"),
+                    // they catch what panics in them
+                    Err(error) => tracing::error!(pod = %self.record.id, %error, "an effect ended badly"),
                 },
                 event = next_event(&mut self.state) => self.event(event).await,
                 () = sleep_until(wake) => self.wake().await,

@@ -46,9 +46,9 @@ pub(crate) enum Event {
 }
 
 impl Monitor {
-    /// Watch a living monitor.
-    pub(crate) fn attach(dir: &Path, alive: Alive) -> Monitor {
-        let link = Link::new(dir);
+    /// Watch a living monitor; for `patience` see [`crate::Settings::monitor_patience`].
+    pub(crate) fn attach(dir: &Path, alive: Alive, patience: Duration) -> Monitor {
+        let link = Link::new(dir, patience);
         let watch = link.open(&Request::Watch, &[]).ok();
         Monitor { link, pid: alive.pid, watch, alive }
     }
@@ -59,6 +59,7 @@ impl Monitor {
             let Some(watch) = &mut self.watch else {
                 tokio::select! {
                     () = self.alive.ended() => return Event::Lost,
+                    () = self.link.given_up() => return self.kill().await,
                     () = sleep(REOPEN_PAUSE) => self.watch = self.link.open(&Request::Watch, &[]).ok(),
                 }
                 continue;
@@ -75,8 +76,17 @@ impl Monitor {
                     }
                 },
                 () = self.alive.ended() => return Event::Lost,
+                () = self.link.given_up() => return self.kill().await,
             }
         }
+    }
+
+    /// End a monitor that says nothing. One that the kernel does not let die is owed by the pod (`Debt::Monitor`).
+    async fn kill(&self) -> Event {
+        tracing::error!(monitor = self.pid, "the pod's monitor does not answer; killing it");
+        self.alive.kill();
+        let _ = timeout(END_DEADLINE, self.alive.ended()).await;
+        Event::Lost
     }
 }
 
@@ -124,8 +134,9 @@ pub(crate) async fn start(
     program: &sys::memfd::Program,
     dir: &Path,
     seccomp: &Path,
-    deadline: Duration,
+    settings: &crate::Settings,
 ) -> Result<Monitor> {
+    let deadline = settings.monitor_deadline;
     let failed = |e: io::Error| Error::because(Kind::Internal, "start the pod's monitor", e);
     let (mut ready, write) = ready_pipe().map_err(failed)?;
     let args = arguments(dir, seccomp).map_err(failed)?;
@@ -137,7 +148,7 @@ pub(crate) async fn start(
     let alive = Alive::hold(pid).map_err(failed)?;
     let mut text = String::new();
     let (kind, problem) = match timeout(deadline, ready.read_to_string(&mut text)).await {
-        Ok(Ok(_)) if text == "ok\n" => return Ok(Monitor::attach(dir, alive)),
+        Ok(Ok(_)) if text == "ok\n" => return Ok(Monitor::attach(dir, alive, settings.monitor_patience)),
         Ok(Ok(_)) if text.is_empty() => (Kind::Internal, "it ended before it was ready".to_owned()),
         Ok(Ok(_)) => (Kind::Internal, text.trim().to_owned()),
         Ok(Err(error)) => (Kind::Internal, error.to_string()),
@@ -173,7 +184,7 @@ pub(crate) async fn end(dir: &Path) -> Result<()> {
         return Ok(());
     }
     let Some(alive) = Alive::find(&dir.join("monitor.pid")).or_else(|| scan(dir)) else { return Ok(()) };
-    let asked = timeout(END_DEADLINE, Link::new(dir).call(&Request::Shutdown)).await;
+    let asked = timeout(END_DEADLINE, Link::new(dir, END_DEADLINE).call(&Request::Shutdown)).await;
     let polite = matches!(asked, Ok(Ok(_)));
     if polite && timeout(END_DEADLINE, alive.ended()).await.is_ok() {
         return Ok(());

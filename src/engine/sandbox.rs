@@ -144,18 +144,8 @@ fn check_sysctl(config: &PodConfig, name: &str) -> Result<()> {
     }
 }
 
-/// Set a pod up. On failure the debts are what may have been acquired.
-pub(crate) async fn set_up(
-    ctx: &Arc<Context>,
-    record: PodRecord,
-    step: &Step,
-) -> std::result::Result<SetUp, (Error, Vec<Debt>)> {
-    let mut owed = debts(ctx, &record);
-    owed.push(Debt::Tree(ctx.paths.pod(&record.id)));
-    run(ctx, record, step).await.map_err(|error| (error, owed))
-}
-
-async fn run(ctx: &Arc<Context>, mut record: PodRecord, step: &Step) -> Result<SetUp> {
+/// Set a pod up. On failure its [`debts`] and its directory are what may have been acquired.
+pub(crate) async fn set_up(ctx: &Arc<Context>, mut record: PodRecord, step: &Step) -> Result<SetUp> {
     step.enter("prepare the pod's directory");
     prepare_blocking(ctx, &record).await?;
     step.enter("attach the network and start the monitor");
@@ -290,7 +280,7 @@ async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::
     let text = serde_json::to_vec(&sandbox).map_err(io::Error::from);
     text.and_then(|text| write_file(&dir.join("sandbox.json"), &text))
         .map_err(|e| Error::because(Kind::Internal, "write sandbox.json", e))?;
-    process::start(&ctx.program, &dir, &ctx.paths.seccomp(), ctx.settings.monitor_deadline).await
+    process::start(&ctx.program, &dir, &ctx.paths.seccomp(), &ctx.settings).await
 }
 
 async fn attach(ctx: &Context, record: &PodRecord) -> Result<Option<Attached>> {

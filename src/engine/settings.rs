@@ -20,6 +20,12 @@ pub struct Settings {
     pub handlers: Vec<String>,
     /// How long a monitor may take to become ready.
     pub monitor_deadline: Duration,
+    /// How long a monitor may say nothing before it is asked whether it lives, and how long it may take to say so. One that says
+    /// nothing even then is given up when something is to be ended: it is killed with all that runs in its pod.
+    pub monitor_patience: Duration,
+    /// How often what belongs to nobody is looked for while the daemon runs: networks of pods that are gone, and
+    /// what CNI plugins keep for them.
+    pub sweep_every: Duration,
     /// How long [`crate::Engine::drain`] waits for running operations.
     pub drain_deadline: Duration,
 }
@@ -34,6 +40,8 @@ impl Default for Settings {
             shm_size: 64 << 20,
             handlers: vec!["corten".to_owned()],
             monitor_deadline: Duration::from_secs(10),
+            monitor_patience: Duration::from_secs(15),
+            sweep_every: Duration::from_secs(300),
             drain_deadline: Duration::from_secs(10),
         }
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::Error;
 use crate::debts::{self, Debt};
-use crate::effects::Done;
+use crate::effects;
 use crate::operation::{Operation, Retry};
 use crate::pod::{Pod, Removal, State, Teardown};
 use crate::record::{self, Outlive, PodIntent};
@@ -66,11 +66,7 @@ impl Pod {
     pub(crate) fn pay(&mut self, owed: Vec<Debt>) {
         self.retry = None;
         self.paying += 1;
-        let ctx = self.ctx.clone();
-        self.effects.spawn(async move {
-            let (unpaid, failures) = debts::pay(&ctx, owed).await;
-            Done::Paid { unpaid, failures }
-        });
+        self.effects.spawn(effects::pay(self.ctx.clone(), owed));
     }
 
     pub(crate) async fn remove_all(&mut self) {
@@ -214,5 +210,51 @@ impl Pod {
             }
             _ => self.retry = None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::Operation;
+    use crate::step::Step;
+    use crate::{Kind, fake, pod};
+    use tokio::sync::oneshot;
+
+    fn releasing(op: Operation<()>) -> State {
+        State::Stopping { op, part: Teardown::Releasing }
+    }
+
+    #[tokio::test]
+    async fn a_pod_goes_on_when_the_last_of_its_payments_has_ended() {
+        let root = tempfile::tempdir().unwrap();
+        let (answer, mut answered) = oneshot::channel();
+        let state = releasing(Operation::new(Step::new(), answer));
+        let (_, mut pod) = pod::new(fake::context(root.path()).await, fake::pod(1), state);
+        pod.pay(Vec::new());
+        pod.pay(Vec::new());
+        let why = Error::new(Kind::Internal, "no");
+        pod.paid(vec![Debt::Cgroup("/a".to_owned())], vec![why]);
+        assert!(answered.try_recv().is_err(), "one is under way still");
+        pod.paid(Vec::new(), Vec::new());
+        let error = answered.try_recv().unwrap().unwrap_err();
+        assert!(error.context.ends_with("no"), "what failed in the first one is told: {error}");
+        assert_eq!((pod.paying, pod.owed.len()), (0, 1));
+        assert!(matches!(pod.state, State::Stopped));
+    }
+
+    #[tokio::test]
+    async fn a_payment_that_panics_ends_its_operation() {
+        let root = tempfile::tempdir().unwrap();
+        let (answer, answered) = oneshot::channel();
+        let state = releasing(Operation::new(Step::new(), answer));
+        let (handle, mut pod) = pod::new(fake::context(root.path()).await, fake::pod(1), state);
+        pod.pay(vec![Debt::Bomb]);
+        tokio::spawn(pod.run());
+        let result = tokio::time::timeout(std::time::Duration::from_secs(60), answered).await;
+        let error = result.expect("it is answered").unwrap().unwrap_err();
+        assert_eq!(error.kind, Kind::Internal);
+        assert!(error.context.contains("a bomb"), "{error}");
+        assert_eq!(handle.look().stage, crate::admission::PodStage::Owing);
     }
 }

@@ -173,8 +173,9 @@ impl Pod {
             log,
             stdin: record.config.stdin,
         };
+        let cgroup = record.cgroup.clone();
         container.state = State::Starting { op, ended: None };
-        self.effects.spawn(effects::start(link, start));
+        self.effects.spawn(effects::start(self.ctx.clone(), link, cgroup, start));
     }
 
     pub(crate) fn begin_remove(&mut self, id: &ContainerId, op: Operation<()>) {
@@ -229,16 +230,21 @@ impl Pod {
                 creating.op.finish(Ok(id));
             }
             Err((error, unpaid)) => {
-                if !unpaid.is_empty() {
-                    self.owed.extend(unpaid);
-                    self.retry.get_or_insert_with(|| Retry::after(error.again(), None));
-                }
+                self.owe(unpaid, &error);
                 creating.op.finish(Err(error.within(format!("create container {}", creating.config.name))));
             }
         }
     }
 
-    async fn started(&mut self, id: &ContainerId, result: Result<Known>) {
+    async fn started(&mut self, id: &ContainerId, result: std::result::Result<Known, (Error, Vec<Debt>)>) {
+        let (result, unpaid) = match result {
+            Ok(known) => (Ok(known), Vec::new()),
+            Err((error, unpaid)) => (Err(error), unpaid),
+        };
+        if let Err(error) = &result {
+            self.owe(unpaid, error);
+        }
+        let left = self.exit_record(id);
         let Some(container) = self.containers.get_mut(id) else { return };
         if !matches!(container.state, State::Starting { .. }) {
             return;
@@ -246,29 +252,51 @@ impl Pod {
         let State::Starting { op, ended } = std::mem::replace(&mut container.state, State::Created) else {
             return;
         };
-        match result {
-            Ok(known) => {
-                let live = Live { pid: known.pid, started_at: known.started_at };
-                container.record.progress = Progress::Started { started_at: known.started_at };
-                container.state = State::Running(live);
-                if let Some(exit) = ended.or(known.exit) {
-                    self.end(id, &exit);
-                    self.kill_rest(id);
-                }
-                self.publish();
-                op.finish(Ok(()));
+        let (started, exit) = match &result {
+            Ok(known) => (Some((known.pid, known.started_at)), ended.or(known.exit.clone())),
+            // it ran, although the answer is lost
+            Err(_) => match (left, ended) {
+                (Some(left), _) => (Some((left.pid, left.started_at)), Some(left.exit)),
+                (None, Some(exit)) => (Some((0, exit.at)), Some(exit)),
+                (None, None) => (None, None),
+            },
+        };
+        if let Some((pid, started_at)) = started {
+            container.record.progress = Progress::Started { started_at };
+            container.state = State::Running(Live { pid, started_at });
+            if let Some(exit) = exit {
+                self.end(id, &exit);
+                self.kill_rest(id);
             }
-            Err(error) => {
-                tracing::info!(container = %id, error = error.chain(), "container did not start");
-                let ended = Ended::not_started(error.chain());
-                container.record.progress = Progress::Exited(ended.clone());
-                container.state = State::Exited(ended);
-                self.publish();
-                op.finish(Err(error.within(format!("start container {}", id.short()))));
-            }
+            self.publish();
+            op.finish(Ok(()));
+        } else if let Err(error) = result {
+            tracing::info!(container = %id, error = error.chain(), "container did not start");
+            let ended = Ended::not_started(error.chain());
+            container.record.progress = Progress::Exited(ended.clone());
+            container.state = State::Exited(ended);
+            self.publish();
+            op.finish(Err(error.within(format!("start container {}", id.short()))));
         }
         self.save(id, Outlive::Daemon).await;
+        if self.monitor().is_none() {
+            // it was lost between its answer and now
+            self.monitor_lost().await;
+        }
         self.ask_again(id).await;
+    }
+
+    /// How a container ended, by what its monitor wrote down.
+    pub(crate) fn exit_record(&self, id: &ContainerId) -> Option<monitor::record::ExitRecord> {
+        monitor::record::read_exit(&self.ctx.paths.run_pod(&self.record.id), id).ok().flatten()
+    }
+
+    /// What could not be given back is paid again later.
+    fn owe(&mut self, unpaid: Vec<Debt>, why: &Error) {
+        if !unpaid.is_empty() {
+            self.owed.extend(unpaid);
+            self.retry.get_or_insert_with(|| Retry::after(why.again(), None));
+        }
     }
 
     async fn removed(&mut self, id: &ContainerId, result: Result<()>) {
@@ -396,5 +424,51 @@ fn refusal(container: &Container, why: Refusal) -> String {
         Refusal::NotRunning => format!("container {id} does not run"),
         Refusal::BeingRemoved => format!("container {id} is being removed"),
         Refusal::Taken | Refusal::TakenByStopped => format!("container {id} has this identity"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pod::{self, State as PodState};
+    use crate::{Kind, fake};
+    use tokio::sync::oneshot;
+
+    /// A container whose start failed by an error of the link: its state, and what was answered.
+    async fn lost(left: Option<i32>, told: Option<i32>) -> (State, Result<()>, Vec<Debt>) {
+        let root = tempfile::tempdir().unwrap();
+        let (_, mut pod) = pod::new(fake::context(root.path()).await, fake::pod(1), PodState::Stopped);
+        let record = fake::container(1, &pod.record);
+        let id = record.id.clone();
+        let exit = |code| Exit { code, at: 9, oom_killed: false, timed_out: false };
+        let dir = pod.ctx.paths.run_pod(&pod.record.id);
+        std::fs::create_dir_all(&dir).unwrap();
+        if let Some(code) = left {
+            monitor::record::write_exit(&dir, &fake::known(&id), &exit(code)).unwrap();
+        }
+        let (answer, answered) = oneshot::channel();
+        let state = State::Starting { op: Operation::new(Step::new(), answer), ended: told.map(exit) };
+        pod.containers.insert(id.clone(), Container::new(record, state));
+        let owed = vec![Debt::Cgroup("/a".to_owned())];
+        let result = Err((Error::new(Kind::Unavailable, "the link broke"), owed));
+        pod.container_done(Done::Started { id: id.clone(), result }).await;
+        let container = pod.containers.remove(&id).unwrap();
+        (container.state, answered.await.unwrap(), pod.owed)
+    }
+
+    #[tokio::test]
+    async fn an_exit_that_is_known_counts_although_the_answer_to_the_start_is_lost() {
+        for (left, told, want) in [(Some(3), None, 3), (Some(3), Some(4), 3), (None, Some(4), 4)] {
+            let (state, answer, owed) = lost(left, told).await;
+            let State::Exited(ended) = state else { panic!("{state:?}") };
+            assert_eq!((ended.exit_code, ended.reason.as_str()), (want, "Error"), "{left:?} {told:?}");
+            answer.unwrap();
+            assert_eq!(owed.len(), 1);
+        }
+        let (state, answer, owed) = lost(None, None).await;
+        let State::Exited(ended) = state else { panic!("{state:?}") };
+        assert_eq!((ended.exit_code, ended.reason.as_str()), (128, "StartError"));
+        assert_eq!(answer.unwrap_err().kind, Kind::Unavailable);
+        assert_eq!(owed, [Debt::Cgroup("/a".to_owned())]);
     }
 }

@@ -1,9 +1,8 @@
 //! The daemon's side of the protocol: one connection per request.
 //!
 //! No threads and no tokio: [`Connection`] is non-blocking and gives its descriptor to whoever waits (tokio's
-//! `AsyncFd`, or poll in [`Client::call`]). Sending may block for at most [`PATIENCE`], connecting for as long as the
-//! monitor's queue is full; a monitor never waits for anybody in its own loop, so that happens only when it is stopped or
-//! the node is in trouble.
+//! `AsyncFd`, or poll in [`Client::call`]). Sending may block for at most [`PATIENCE`]; connecting never does: a monitor never
+//! waits for anybody in its own loop, so its queue is full only when it is stopped or the node is in trouble.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -65,7 +64,7 @@ impl Client {
     /// Send a request with descriptors; the replies are read from the connection. The descriptors may be closed after it.
     pub fn send(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Connection, ClientError> {
         let frame = frame::encode(request)?;
-        let stream = sys::socket::connect(&self.socket)
+        let stream = sys::socket::connect_at_once(&self.socket)
             .map_err(|source| ClientError::Absent { path: self.socket.clone(), source })?;
         let io = |source| ClientError::Io { path: self.socket.clone(), source };
         stream.set_write_timeout(Some(PATIENCE)).map_err(io)?;

@@ -9,7 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg,
+    sendmsg, socket,
+};
 
 /// Most descriptors that one message may carry here.
 pub const MAX_FDS: usize = 8;
@@ -89,6 +92,18 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(&reach.path)
 }
 
+/// Connect to a path of any length without waiting; the stream blocks as any other. `WouldBlock`: the listener's queue is
+/// full, so whoever should accept has not done so for long.
+pub fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    let reach = reach(path)?;
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(&reach.path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// Whether the descriptor is a pty master, terminal or other character device (`isatty`).
 pub fn is_terminal(fd: impl AsFd) -> bool {
     nix::unistd::isatty(fd).unwrap_or(false)
@@ -114,6 +129,30 @@ mod tests {
         let mut text = String::new();
         reader.read_to_string(&mut text).expect("read");
         assert_eq!(text, "through");
+    }
+
+    #[test]
+    fn a_listener_that_never_accepts_blocks_nobody() {
+        let dir = std::env::temp_dir().join(format!("corten-socket-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("make a directory");
+        let path = dir.join("s");
+        let listener = listen(&path).expect("listen");
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).expect("backlog"))
+            .expect("listen");
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect_at_once(&path) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10, "the queue has one place");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let (mut accepted, _) = listener.accept().expect("accept");
+        accepted.write_all(b"x").expect("write");
+        let mut byte = [0];
+        waiting[0].read_exact(&mut byte).expect("it is an ordinary blocking stream");
+        std::fs::remove_dir_all(&dir).expect("remove the directory");
     }
 
     #[test]

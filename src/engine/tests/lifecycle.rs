@@ -281,24 +281,6 @@ async fn reopen<F: Future<Output = ()>>(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_monitor_takes_its_pod_along() {
-    if !private("a_lost_monitor_takes_its_pod_along") {
-        return;
-    }
-    let node = Node::new().await;
-    let engine = node.open().await;
-    let pod = engine.run_pod(node.pod("p")).await.unwrap();
-    let id = engine.create_container(pod.as_str(), node.container("c", "sleep 1000")).await.unwrap();
-    engine.start_container(id.as_str()).await.unwrap();
-    let monitor = engine.pod_status(pod.as_str()).unwrap().pid.unwrap();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(monitor), nix::sys::signal::SIGKILL).unwrap();
-    assert_eq!(node.ended(&engine, &id).await, (255, "ContainerStatusUnknown".to_owned()));
-    assert_eq!(engine.pod_status(pod.as_str()).unwrap().state, PodState::NotReady);
-    engine.remove_pod(pod.as_str()).await.unwrap();
-    eventually("nothing is left", || node.leftovers().is_empty()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn namespaces_and_limits() {
     if !private("namespaces_and_limits") {
         return;

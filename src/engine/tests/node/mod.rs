@@ -144,15 +144,22 @@ impl Node {
 
     /// The engine of a daemon that starts here.
     pub(crate) async fn open(&self) -> Engine {
-        let settings = Settings {
+        self.open_with(|_| ()).await
+    }
+
+    /// The same with other settings.
+    pub(crate) async fn open_with(&self, edit: impl FnOnce(&mut Settings)) -> Engine {
+        let mut settings = Settings {
             state_dir: self.at("state"),
             run_dir: self.at("run"),
             runtime: programs().join("corten-runtime"),
             cgroup_root: self.cgroup_root(),
             monitor_deadline: PATIENCE,
             drain_deadline: PATIENCE,
+            monitor_patience: PATIENCE,
             ..Settings::default()
         };
+        edit(&mut settings);
         Engine::open(settings, self.images().await, self.network()).await.unwrap()
     }
 
@@ -225,6 +232,11 @@ impl Node {
             line.contains("monitor --dir") && line.contains(&run)
         })
         .collect()
+    }
+
+    pub(crate) fn is_ended(&self, engine: &Engine, id: &ContainerId) -> bool {
+        let status = engine.container_status(id.as_str()).unwrap();
+        matches!(status.state, ContainerState::Exited { .. })
     }
 
     pub(crate) async fn ended(&self, engine: &Engine, id: &ContainerId) -> (i32, String) {
