@@ -54,6 +54,7 @@ pub(crate) async fn open(
         sizes: Sizes::default(),
     });
     let (seen, monitors) = look(&ctx).await?;
+    ctx.index.leave_alone(seen.foreign_pods.clone());
     let plan = recovery::plan(seen, &ctx.paths);
     ctx.images.retain(&plan.holders).await;
     // the records that the network still owes are paid by those who own the debt
@@ -99,12 +100,15 @@ async fn look(ctx: &Arc<Context>) -> Result<(Observed, HashMap<PodId, Monitor>)>
     for why in pods.broken.iter().map(|b| &b.1).chain(containers.broken.iter().map(|b| &b.1)) {
         tracing::warn!("a record cannot be read, so what it was for is swept: {why}");
     }
-    let asked = join_all(run.iter().map(|id| ask(ctx, id))).await;
+    let foreign = foreign_pods(&pods, &containers);
+    let asked = join_all(run.iter().filter(|id| !foreign.contains(id)).map(|id| ask(ctx, id))).await;
     let mut seen = Observed {
         pods: pods.records,
         broken_pods: pods.broken.into_iter().map(|(id, _)| id).collect(),
         containers: containers.records,
         broken_containers: containers.broken.into_iter().map(|(id, _)| id).collect(),
+        foreign_pods: foreign,
+        foreign_containers: containers.foreign.into_iter().map(|foreign| foreign.id).collect(),
         attached: ctx.network.owed(),
         cgroups: cgroups(ctx),
         run,
@@ -119,6 +123,21 @@ async fn look(ctx: &Arc<Context>) -> Result<(Observed, HashMap<PodId, Monitor>)>
     }
     left_exits(ctx, &mut seen);
     Ok((seen, monitors))
+}
+
+/// Pods of which something was written by a later version.
+fn foreign_pods(
+    pods: &Found<PodId, PodRecord>,
+    containers: &Found<oci::ContainerId, ContainerRecord>,
+) -> HashSet<PodId> {
+    let whys = pods.foreign.iter().map(|f| &f.why).chain(containers.foreign.iter().map(|f| &f.why));
+    for why in whys {
+        tracing::warn!(
+            "a record is not understood, so its pod and all that belongs to it is left as it is: {why}"
+        );
+    }
+    let of_containers = containers.foreign.iter().filter_map(|foreign| foreign.pod.clone());
+    pods.foreign.iter().map(|foreign| foreign.id.clone()).chain(of_containers).collect()
 }
 
 /// A living monitor and what it knows; `None`: there is none, or it does not say.

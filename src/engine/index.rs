@@ -3,7 +3,7 @@
 //! One std mutex around small maps; nothing is awaited under it. A pod's entry is put in before its owner task runs and
 //! taken out by that task when the pod is gone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci::{ContainerId, PodId};
@@ -34,6 +34,8 @@ struct Inner {
     names: HashMap<PodName, PodId>,
     /// Container id to pod id.
     containers: BTreeMap<String, String>,
+    /// Pods of a later version of this program, which are not ours to touch.
+    foreign: HashSet<PodId>,
     closed: bool,
 }
 
@@ -121,6 +123,17 @@ impl Index {
     /// Whether a pod is (still) in.
     pub(crate) fn has(&self, id: &PodId) -> bool {
         self.lock().pods.contains_key(id.as_str())
+    }
+
+    /// These pods are left as they are.
+    pub(crate) fn leave_alone(&self, foreign: HashSet<PodId>) {
+        self.lock().foreign = foreign;
+    }
+
+    /// Whether what belongs to a pod is to stay: it is in, or is left alone.
+    pub(crate) fn keeps(&self, id: &PodId) -> bool {
+        let inner = self.lock();
+        inner.pods.contains_key(id.as_str()) || inner.foreign.contains(id)
     }
 
     /// All pods.

@@ -3,7 +3,8 @@
 //! A record is a versioned JSON file that is replaced whole (temporary file, fsync where it must outlive a power cut,
 //! rename). It holds what was asked for, what is known, and the *intent*: what was asked for but is not done yet. The
 //! intent is written before the first side effect, so the next daemon finishes or undoes what this one began.
-//! Fields are only ever added, each with a default.
+//! Fields are only ever added, each with a default. A record that is whole but says what this build does not know is a later
+//! version's: neither it nor anything that belongs to it is touched.
 //!
 //! A container's record is written last when it is made: a container directory without one is swept. That it
 //! started is not written before the start, because its monitor knows it; see `recovery`.
@@ -177,24 +178,72 @@ pub(crate) struct Found<I, T> {
     pub(crate) records: Vec<T>,
     /// Directories whose record is absent or damaged: they are swept. With the reason.
     pub(crate) broken: Vec<(I, String)>,
+    /// Records of another version of this program: nothing of them is touched.
+    pub(crate) foreign: Vec<Foreign<I>>,
 }
 
-/// Read all records below `root` (absent: none). Names that are no ids are left alone.
+/// A record that this build does not understand and that is not damaged.
+#[derive(Debug)]
+pub(crate) struct Foreign<I> {
+    pub(crate) id: I,
+    /// Of a container, when it could be made out.
+    pub(crate) pod: Option<PodId>,
+    /// Why it is not understood.
+    pub(crate) why: String,
+}
+
+/// What every version of a record has.
+#[derive(Deserialize)]
+struct Head {
+    version: u64,
+    #[serde(default)]
+    pod: serde_json::Value,
+}
+
+/// Read all records below `root` (absent: none). Names that are no ids are left alone. A record that cannot be read is an error:
+/// it may be as good as ever when the disk is.
 pub(crate) fn read_all<I, T>(root: &Path) -> io::Result<Found<I, T>>
 where
     I: FromStr,
     T: DeserializeOwned,
 {
-    let mut found = Found { records: Vec::new(), broken: Vec::new() };
-    for name in names(root)? {
+    let mut found = Found { records: Vec::new(), broken: Vec::new(), foreign: Vec::new() };
+    for name in names(root).map_err(|e| at(root, &e))? {
         let Ok(id) = name.parse::<I>() else { continue };
         let path = root.join(&name).join(FILE);
-        match fs::read(&path).and_then(|text| Ok(serde_json::from_slice::<T>(&text)?)) {
-            Ok(record) => found.records.push(record),
-            Err(error) => found.broken.push((id, format!("{}: {error}", path.display()))),
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            // the directory is without one, or is none
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                found.broken.push((id, format!("{}: {e}", path.display())));
+                continue;
+            }
+            Err(e) => return Err(at(&path, &e)),
+        };
+        match serde_json::from_slice::<Head>(&text) {
+            Err(e) => found.broken.push((id, format!("{}: {e}", path.display()))),
+            Ok(head) => match understand(&head, &text) {
+                Ok(record) => found.records.push(record),
+                Err(why) => {
+                    let pod = head.pod.as_str().and_then(|pod| pod.parse().ok());
+                    found.foreign.push(Foreign { id, pod, why: format!("{}: {why}", path.display()) });
+                }
+            },
         }
     }
     Ok(found)
+}
+
+/// A record that is whole; the error says why it is not understood.
+fn understand<T: DeserializeOwned>(head: &Head, text: &[u8]) -> Result<T, String> {
+    if head.version > u64::from(VERSION) {
+        return Err(format!("it has version {}, this program knows {VERSION}", head.version));
+    }
+    serde_json::from_slice(text).map_err(|e| e.to_string())
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("read {}: {error}", path.display()))
 }
 
 /// Names in a directory (absent: none).
@@ -228,5 +277,72 @@ pub(crate) fn remove_tree(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+
+    fn with(
+        records: &[(&str, &str)],
+    ) -> (tempfile::TempDir, io::Result<Found<ContainerId, ContainerRecord>>) {
+        let root = tempfile::tempdir().unwrap();
+        for (id, text) in records {
+            let dir = root.path().join(id);
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join(FILE), text).unwrap();
+        }
+        let found = read_all(root.path());
+        (root, found)
+    }
+
+    #[test]
+    fn only_what_is_absent_or_no_json_is_broken() {
+        let record = fake::container(1, &fake::pod(1));
+        let good = serde_json::to_value(&record).unwrap();
+        let edited = |edit: fn(&mut serde_json::Value)| {
+            let mut value = good.clone();
+            edit(&mut value);
+            value.to_string()
+        };
+        let id = |c: char| c.to_string().repeat(64);
+        let (root, found) = with(&[
+            (&id('1'), &good.to_string()),
+            (&id('2'), &good.to_string()[..20]),
+            (&id('3'), ""),
+            (&id('4'), "{}"),
+            (&id('5'), &edited(|v| v["version"] = 2.into())),
+            // an intent of a later version that did not count its version up
+            (&id('6'), &edited(|v| v["intent"] = "freeze".into())),
+            (&id('7'), r#"{"version":7,"all":"new"}"#),
+            ("lost+found", "x"),
+        ]);
+        let _ = root;
+        let found = found.unwrap();
+        assert_eq!(found.records, [record.clone()]);
+        let first = |id: &ContainerId| id.as_str().chars().next().unwrap();
+        let mut broken: Vec<char> = found.broken.iter().map(|(id, _)| first(id)).collect();
+        broken.sort_unstable();
+        assert_eq!(broken, ['2', '3', '4']);
+        let mut foreign: Vec<_> = found.foreign.iter().map(|f| (first(&f.id), f.pod.clone())).collect();
+        foreign.sort();
+        assert_eq!(foreign, [('5', Some(record.pod.clone())), ('6', Some(record.pod)), ('7', None)]);
+        assert!(found.foreign.iter().all(|f| f.why.contains(FILE)), "{:?}", found.foreign);
+    }
+
+    #[test]
+    fn a_directory_without_a_record_is_broken_and_a_record_that_cannot_be_read_is_an_error() {
+        let id = "1".repeat(64);
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join(&id)).unwrap();
+        let found = read_all::<ContainerId, ContainerRecord>(root.path()).unwrap();
+        assert_eq!((found.records.len(), found.broken.len()), (0, 1));
+        // what root can read always: something that is no file
+        fs::create_dir(root.path().join(&id).join(FILE)).unwrap();
+        let error = read_all::<ContainerId, ContainerRecord>(root.path()).unwrap_err();
+        assert!(error.to_string().contains(&format!("{id}/{FILE}")), "{error}");
+        assert_eq!(error.kind(), io::ErrorKind::IsADirectory);
     }
 }

@@ -7,7 +7,11 @@
 //! stop                       go on stopping           go on stopping
 //! remove                     stop, then remove        remove
 //! no record                  sweep                    sweep
+//! a record not understood    leave alone              leave alone
 //! ```
+//!
+//! Of a pod whose record, or whose container's record, is a later version's nothing is touched: it waits for the daemon that
+//! understands it.
 //!
 //! A container whose pod has no record is swept, and so is a container directory without a readable record: the record is
 //! written last, so nobody was told its id. How a container ended is taken from its record, else from the monitor or the exit
@@ -35,6 +39,9 @@ pub(crate) struct Observed {
     pub(crate) containers: Vec<ContainerRecord>,
     /// Directories of containers without a readable record.
     pub(crate) broken_containers: Vec<ContainerId>,
+    /// Pods that are left alone, and containers whose records are not understood.
+    pub(crate) foreign_pods: HashSet<PodId>,
+    pub(crate) foreign_containers: Vec<ContainerId>,
     /// Pods that have a run directory, or a monitor that belongs to one.
     pub(crate) run: BTreeSet<PodId>,
     /// Pods whose monitor lives.
@@ -85,14 +92,17 @@ pub(crate) struct Plan {
 
 /// Compare.
 pub(crate) fn plan(seen: Observed, paths: &Paths) -> Plan {
-    let mut plan = Plan::default();
+    let mut plan = Plan { holders: seen.foreign_containers.into_iter().collect(), ..Plan::default() };
     let mut by_pod: BTreeMap<PodId, Vec<ContainerRecord>> = BTreeMap::new();
     for record in seen.containers {
         plan.holders.insert(record.id.clone());
-        by_pod.entry(record.pod.clone()).or_default().push(record);
+        if !seen.foreign_pods.contains(&record.pod) {
+            by_pod.entry(record.pod.clone()).or_default().push(record);
+        }
     }
-    let known_pods: HashSet<PodId> = seen.pods.iter().map(|record| record.id.clone()).collect();
-    for record in seen.pods {
+    let mut known_pods: HashSet<PodId> = seen.pods.iter().map(|record| record.id.clone()).collect();
+    known_pods.extend(seen.foreign_pods.iter().cloned());
+    for record in seen.pods.into_iter().filter(|record| !seen.foreign_pods.contains(&record.id)) {
         let lives = seen.monitors.contains(&record.id);
         let containers = by_pod.remove(&record.id).unwrap_or_default();
         let fate = fate(record.intent, lives);
@@ -321,6 +331,25 @@ mod tests {
         assert_eq!(plan.holders, [container_id(1), container_id(2)].into());
         assert_eq!(plan.pods.len(), 1);
         assert_eq!(plan.pods[0].1, Fate::Adopt);
+    }
+
+    #[test]
+    fn nothing_of_a_later_version_is_touched() {
+        let ids = [pod_id(1), pod_id(2)];
+        let seen = Observed {
+            // the first pod's record is understood, but not that of one of its containers
+            pods: vec![pod(1, PodIntent::Remove)],
+            foreign_pods: ids.clone().into(),
+            foreign_containers: vec![container_id(3)],
+            containers: vec![container(1, 1, Progress::Created), container(2, 2, Progress::Created)],
+            run: ids.clone().into(),
+            attached: ids.to_vec(),
+            cgroups: ids.iter().map(|id| (id.clone(), "/c".to_owned())).collect(),
+            ..Observed::default()
+        };
+        let plan = plan(seen, &paths());
+        assert_eq!((plan.pods.len(), plan.sweep), (0, Vec::new()));
+        assert_eq!(plan.holders, [container_id(1), container_id(2), container_id(3)].into());
     }
 
     #[test]

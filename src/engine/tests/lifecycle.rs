@@ -333,3 +333,42 @@ async fn namespaces_and_limits() {
     }
     eventually("nothing is left", || node.leftovers().is_empty()).await;
 }
+
+/// Rewrite the records of a node.
+fn rewrite(node: &Node, edit: impl Fn(&str) -> String) {
+    for dir in ["state/pods", "state/containers"] {
+        for entry in std::fs::read_dir(node.at(dir)).unwrap() {
+            let path = entry.unwrap().path().join("record.json");
+            let text = edit(&std::fs::read_to_string(&path).unwrap());
+            std::fs::write(path, text).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_later_version_wrote_is_left_alone() {
+    if !private("what_a_later_version_wrote_is_left_alone") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let id = engine.create_container(pod.as_str(), node.container("c", "exec sleep 1000")).await.unwrap();
+    engine.start_container(id.as_str()).await.unwrap();
+    let before = node.leftovers();
+    assert!(before.len() > 5, "{before:?}");
+    // a downgrade, and what comes of it
+    let later = || async { rewrite(&node, |text| text.replace(r#""version":1"#, r#""version":2"#)) };
+    let engine = reopen(&node, engine, later).await;
+    assert!(engine.list_pods(&PodFilter::default()).is_empty());
+    assert!(engine.list_containers(&ContainerFilter::default()).is_empty());
+    let other = engine.run_pod(node.pod("other")).await.unwrap();
+    engine.remove_pod(other.as_str()).await.unwrap();
+    eventually("only the other pod's things are gone", || node.leftovers() == before).await;
+    let back = || async { rewrite(&node, |text| text.replace(r#""version":2"#, r#""version":1"#)) };
+    let engine = reopen(&node, engine, back).await;
+    let out = engine.exec_sync(id.as_str(), vec!["/bin/true".into()], Duration::ZERO).await.unwrap();
+    assert_eq!(out.exit_code, 0);
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}

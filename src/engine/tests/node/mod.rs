@@ -206,7 +206,10 @@ impl Node {
         left.extend(self.cgroups());
         left.extend(self.processes().into_iter().map(|pid| format!("process {pid}")));
         let links = must(Command::new("ip").args(["-o", "link"]));
-        left.extend(links.lines().filter(|line| line.contains("veth")).map(str::to_owned));
+        // name only: the rest changes by itself
+        let name = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+        left.extend(links.lines().filter(|line| line.contains("veth")).filter_map(name));
+        left.sort();
         left
     }
 
