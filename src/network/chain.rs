@@ -64,7 +64,26 @@ impl Past<'_> {
     }
 }
 
+/// A kubelet asks for the status every few seconds, and waits for the answer.
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
+/// No pod is attached meanwhile.
+const GC_PATIENCE: Duration = Duration::from_secs(20);
+
 impl Programs {
+    /// How long one plugin's verb may take.
+    fn patience(&self, verb: Verb) -> Duration {
+        match verb {
+            Verb::Status => self.deadline.min(STATUS_PATIENCE),
+            Verb::Gc => self.deadline.min(GC_PATIENCE),
+            Verb::Add | Verb::Del | Verb::Check => self.deadline,
+        }
+    }
+
+    /// A call that is about no pod.
+    fn node_call(&self, verb: Verb) -> Call {
+        Call { verb, environment: vec![], deadline: self.patience(verb) }
+    }
+
     fn call(&self, verb: Verb, side: &Side<'_>) -> Call {
         let environment = vec![
             ("CNI_CONTAINERID", side.container.to_owned()),
@@ -72,7 +91,7 @@ impl Programs {
             ("CNI_IFNAME", IFNAME.to_owned()),
             ("CNI_ARGS", side.args.to_owned()),
         ];
-        Call { verb, environment, deadline: self.deadline }
+        Call { verb, environment, deadline: self.patience(verb) }
     }
 
     /// ADD through the chain; the last plugin's result.
@@ -142,7 +161,7 @@ impl Programs {
 
     /// STATUS of every plugin: whether ADD can work. Before 1.1 that only the programs are there.
     pub(crate) async fn status(&self, list: &Conflist) -> Result<()> {
-        let call = Call { verb: Verb::Status, environment: vec![], deadline: self.deadline };
+        let call = self.node_call(Verb::Status);
         for (at, config) in list.plugins.iter().enumerate() {
             plugin::find(type_of(config), &self.dirs)?;
             if list.version >= Version::V1_1 {
@@ -157,7 +176,7 @@ impl Programs {
         if list.version < Version::V1_1 || list.disable_gc {
             return Ok(());
         }
-        let call = Call { verb: Verb::Gc, environment: vec![], deadline: self.deadline };
+        let call = self.node_call(Verb::Gc);
         let valid: Vec<Value> =
             containers.iter().map(|id| json!({"containerID": id, "ifname": IFNAME})).collect();
         let mut failures = Vec::new();
@@ -231,6 +250,18 @@ mod tests {
         #[test]
         fn foreign_results_never_panic(value in json_value()) {
             let _ = addresses(&value);
+        }
+    }
+
+    #[test]
+    fn verbs_that_others_wait_for_are_short() {
+        let seconds = |deadline, verb| {
+            Programs { dirs: vec![], deadline: Duration::from_secs(deadline) }.patience(verb).as_secs()
+        };
+        for (verb, long, short) in
+            [(Verb::Add, 60, 5), (Verb::Del, 60, 5), (Verb::Status, 10, 5), (Verb::Gc, 20, 5)]
+        {
+            assert_eq!((seconds(60, verb), seconds(5, verb)), (long, short), "{verb:?}");
         }
     }
 

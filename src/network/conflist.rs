@@ -2,12 +2,13 @@
 //!
 //! `*.conflist` holds a chain of plugins, `*.conf` and `*.json` one plugin. The files are looked at in the order of
 //! their names at every use; the first valid one is the default network. Only what changed is read again. A file that
-//! is not valid is skipped and named in the reason why the network is not ready, or in a warning when another is.
+//! is not valid is skipped and named in the reason why the network is not ready, or in a warning when another is. Files
+//! whose names begin with a dot are somebody's in the making.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -126,6 +127,12 @@ impl Conflist {
         })
     }
 
+    /// Whether a plugin of the chain takes a capability.
+    pub(crate) fn takes(&self, capability: &str) -> bool {
+        let declared = |plugin: &Map<String, Value>| plugin.get("capabilities")?.get(capability)?.as_bool();
+        self.plugins.iter().any(|plugin| declared(plugin) == Some(true))
+    }
+
     /// What a plugin gets on standard input: its configuration with the network's name and version, and what the
     /// runtime has for it.
     pub(crate) fn input(
@@ -201,14 +208,22 @@ pub(crate) struct Directory {
     known: Arc<Mutex<Known>>,
 }
 
+/// Name, size and time of a file.
+type Seen = (PathBuf, u64, Option<SystemTime>);
+
 #[derive(Debug, Default)]
 struct Known {
-    /// Name, size and time of every file, sorted.
-    seen: Vec<(PathBuf, u64, Option<SystemTime>)>,
+    /// Sorted.
+    seen: Vec<Seen>,
     default: Option<Arc<Conflist>>,
     /// One phrase per file that is not valid.
     complaints: Vec<String>,
+    /// All files were old enough when they were read for a later change to give them another time.
+    settled: bool,
 }
+
+/// Clocks of file systems are this coarse at the worst.
+const COARSE: Duration = Duration::from_secs(2);
 
 /// What a directory holds now.
 #[derive(Debug)]
@@ -228,9 +243,14 @@ impl Directory {
             Ok(known) => known,
             Err(poisoned) => poisoned.into_inner(),
         };
-        let seen = self.list();
-        if seen != known.seen || known.default.is_none() {
-            let mut complaints = Vec::new();
+        let (seen, unreadable) = self.list();
+        if seen != known.seen || known.default.is_none() || !known.settled {
+            let now = SystemTime::now();
+            let old = |time: &Option<SystemTime>| {
+                time.is_some_and(|time| now.duration_since(time).is_ok_and(|age| age > COARSE))
+            };
+            let settled = seen.iter().all(|(.., time)| old(time));
+            let mut complaints: Vec<String> = unreadable.into_iter().collect();
             let mut default = None;
             for (file, ..) in seen.iter().filter(|(file, ..)| file.parent() == Some(&self.path)) {
                 match read(file) {
@@ -241,7 +261,7 @@ impl Directory {
             for complaint in complaints.iter().filter(|c| !known.complaints.contains(c)) {
                 tracing::warn!("network configuration skipped: {complaint}");
             }
-            *known = Known { seen, default, complaints };
+            *known = Known { seen, default, complaints, settled };
         }
         Found { default: known.default.clone(), complaints: known.complaints.clone() }
     }
@@ -261,14 +281,22 @@ impl Directory {
         })
     }
 
-    fn list(&self) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
+    /// What is there now, and why not all of it can be seen.
+    fn list(&self) -> (Vec<Seen>, Option<String>) {
         let mut seen = Vec::new();
+        let mut unreadable = None;
         let mut dirs = vec![self.path.clone()];
         while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let entries = fs::read_dir(&dir).inspect_err(|e| {
+                if e.kind() != std::io::ErrorKind::NotFound {
+                    unreadable = Some(format!("{}: {e}", dir.display()));
+                }
+            });
+            for entry in entries.into_iter().flatten().flatten() {
                 let path = entry.path();
+                let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
                 let Ok(meta) = fs::metadata(&path) else { continue };
-                let ours = matches!(extension(&path), "conflist" | "conf" | "json");
+                let ours = matches!(extension(&path), "conflist" | "conf" | "json") && !hidden;
                 if meta.is_file() && ours {
                     seen.push((path, meta.len(), meta.modified().ok()));
                 } else if meta.is_dir() && dir == self.path {
@@ -277,7 +305,7 @@ impl Directory {
             }
         }
         seen.sort();
-        seen
+        (seen, unreadable)
     }
 }
 

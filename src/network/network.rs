@@ -224,6 +224,16 @@ impl Network {
         let mut record = Record::new(pod.pod.clone(), netns, network.clone());
         record.args = pod.args()?;
         record.capabilities = pod.capabilities()?;
+        for (capability, what) in
+            [("portMappings", "ports of the host"), ("bandwidth", "a limit of its traffic")]
+        {
+            if record.capabilities.contains_key(capability) && !network.takes(capability) {
+                let (pod, name) = (&pod.name, &network.name);
+                tracing::warn!(
+                    "pod {pod} asks for {what}, which no plugin of network {name} gives: none has capability {capability}"
+                );
+            }
+        }
         let (inner, copy) = (self.0.clone(), record.clone());
         let pin = blocking(move || inner.pin(&copy));
         let (inner, copy) = (self.0.clone(), record.clone());

@@ -89,11 +89,7 @@ fn check_rules(config: &Config, call: &Call) -> Outcome<()> {
     match rules.missing_ports(&call.owner)?.first() {
         None => Ok(()),
         Some(mapping) => {
-            let (port, name) = (&mapping.port, mapping.port.protocol.name());
-            Err(differs(format!(
-                "host port {}/{name} does not lead to {} any more",
-                port.host_port, mapping.to
-            )))
+            Err(differs(format!("{} does not lead to {} any more", mapping.port.describe(), mapping.to)))
         }
     }
 }

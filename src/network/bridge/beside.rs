@@ -47,7 +47,7 @@ impl Beside<'_> {
     fn legacy_missing(&self) -> Outcome<Vec<(&'static str, String)>> {
         let mut missing = Vec::new();
         for program in self.programs() {
-            let listed = program::output(program, &["-w", "5", "-S", "FORWARD"])?;
+            let listed = program::output(program, &["-w", "30", "-S", "FORWARD"])?;
             let rules = ["-i", "-o"].map(|side| self.rule(side, &self.config.bridge));
             let absent = |rule: &String| !listed.lines().any(|l| l.strip_prefix("-A ") == Some(rule));
             missing.extend(rules.into_iter().filter(absent).map(|rule| (program, rule)));
@@ -64,7 +64,7 @@ impl Beside<'_> {
     pub(crate) fn accept(&self) -> Outcome<()> {
         Nftables::new(self.config).make(&self.nft_missing()?, &[])?;
         for (program, rule) in self.legacy_missing()? {
-            program::output(program, &["-w 5 -I", &rule].join(" ").split(' ').collect::<Vec<_>>())?;
+            program::output(program, &["-w 30 -I", &rule].join(" ").split(' ').collect::<Vec<_>>())?;
         }
         Ok(())
     }
@@ -76,7 +76,7 @@ impl Beside<'_> {
         }
         for program in self.programs() {
             for side in ["-i", "-o"] {
-                let rule = format!("-w 5 -D {}", self.rule(side, bridge));
+                let rule = format!("-w 30 -D {}", self.rule(side, bridge));
                 // it is not there when it never was missing
                 let _ = program::output(program, &rule.split(' ').collect::<Vec<_>>());
             }

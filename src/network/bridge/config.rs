@@ -14,7 +14,7 @@
 //! good for both.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -158,10 +158,42 @@ impl Protocol {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Port {
     pub(crate) protocol: Protocol,
-    /// Only on this address of the host; all of them without.
+    /// Only on this address of the host, `0.0.0.0` and `::` standing for all of their family; all of both without.
     pub(crate) host_ip: Option<IpAddr>,
     pub(crate) host_port: u16,
     pub(crate) container_port: u16,
+}
+
+impl Port {
+    /// The one address of the host that it is on, unless it is on many.
+    pub(crate) fn only_on(&self) -> Option<IpAddr> {
+        self.host_ip.filter(|ip| !ip.is_unspecified())
+    }
+
+    /// Whether it is on addresses of the family of `ip`.
+    pub(crate) fn of_family(&self, ip: IpAddr) -> bool {
+        self.host_ip.is_none_or(|on| on.is_ipv4() == ip.is_ipv4())
+    }
+
+    /// Whether a packet to this address of the host is for it.
+    pub(crate) fn covers(&self, ip: IpAddr) -> bool {
+        self.of_family(ip) && self.only_on().is_none_or(|on| on == ip)
+    }
+
+    /// Whether both want the same. One that names an address goes before one that is on all.
+    pub(crate) fn collides(&self, other: &Port) -> bool {
+        let places = match (self.host_ip, other.host_ip) {
+            (Some(a), Some(b)) => a == b,
+            _ => self.only_on() == other.only_on(),
+        };
+        self.protocol == other.protocol && self.host_port == other.host_port && places
+    }
+
+    /// As people write it.
+    pub(crate) fn describe(&self) -> String {
+        let on = self.host_ip.map(|ip| format!(" on {ip}")).unwrap_or_default();
+        format!("host port {}/{}{on}", self.host_port, self.protocol.name())
+    }
 }
 
 /// The addresses of one family.
@@ -401,11 +433,15 @@ fn port(raw: RawPort) -> Option<Outcome<Port>> {
     let host_ip = match raw.host_ip.as_str() {
         "" => None,
         text => match text.parse::<IpAddr>() {
-            Ok(ip) if ip.is_unspecified() && ip.is_ipv4() => None,
-            Ok(ip) if ip.is_unspecified() => None,
-            Ok(ip) => Some(ip),
+            Ok(ip) => Some(ip.to_canonical()),
             Err(_) => return Some(Err(invalid(format!("port mapping hostIP {text:?} is not an address")))),
         },
     };
-    Some(Ok(Port { protocol, host_ip, host_port: raw.host_port, container_port: raw.container_port }))
+    let port = Port { protocol, host_ip, host_port: raw.host_port, container_port: raw.container_port };
+    if host_ip == Some(Ipv6Addr::LOCALHOST.into()) {
+        let message =
+            format!("{}: the kernel does not route from ::1 to pods; 127.0.0.1 works", port.describe());
+        return Some(Err(invalid(message)));
+    }
+    Some(Ok(port))
 }

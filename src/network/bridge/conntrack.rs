@@ -71,7 +71,7 @@ fn deletion(
     let value = |kind| found.iter().find(|(k, _)| *k == kind).map(|(_, v)| *v);
     let (orig_bytes, reply) = (value(TUPLE_ORIG)?, tuple(value(TUPLE_REPLY)?)?);
     let orig = tuple(orig_bytes)?;
-    let ours = |p: &Port| p.host_port == orig.port && p.host_ip.is_none_or(|ip| ip == orig.destination);
+    let ours = |p: &Port| p.host_port == orig.port && p.covers(orig.destination);
     if orig.protocol != UDP || !ports.iter().any(ours) || !stale(&orig, &reply) {
         return None;
     }

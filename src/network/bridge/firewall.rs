@@ -251,6 +251,15 @@ impl Backend<'_> {
     }
 }
 
+/// Whether netfilter sees what pods of one bridge send to each other (br_netfilter), and so can put the address of a
+/// Service back into a pod's answers. Elsewhere every translated connection between pods has to go by the host's own
+/// address, which hides from the pod whose connection it is.
+pub(crate) fn answers_are_seen(v4: bool) -> bool {
+    let family = if v4 { "ip" } else { "ip6" };
+    let switch = fs::read_to_string(format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables"));
+    switch.is_ok_and(|text| text.trim() == "1")
+}
+
 fn udp(ports: &[Port]) -> Vec<Port> {
     ports.iter().filter(|p| p.protocol == crate::config::Protocol::Udp).cloned().collect()
 }

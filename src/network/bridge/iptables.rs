@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use crate::config::{Config, Firewall, Masquerade, Pool};
 use crate::failure::Outcome;
+use crate::firewall::answers_are_seen;
 use crate::link::bridges;
 use crate::ports::Mapping;
 use crate::program;
@@ -174,13 +175,13 @@ impl Iptables<'_> {
     }
 
     fn restore(&self, v4: bool, text: &str) -> Outcome<()> {
-        program::feed(&self.program(v4, "-restore"), &["-w", "5", "--noflush"], text)
+        program::feed(&self.program(v4, "-restore"), &["-w", "30", "--noflush"], text)
     }
 
     /// Jumps that are not there: table, and the line that adds it.
     fn missing_jumps(&self, pool: &Pool, saved: &str) -> Vec<(&'static str, String)> {
         let p = &self.prefix;
-        // IPv6 has no route_localnet: a connection to ::1 would hang, and is better refused
+        // a connection to ::1 would hang (see nftables), and is better refused
         let output = if v4(pool) { "OUTPUT" } else { "OUTPUT ! -d ::1/128" };
         let mut wanted = vec![
             ("nat", format!("-A PREROUTING -m addrtype --dst-type LOCAL -j {p}-DNAT")),
@@ -210,13 +211,26 @@ impl Iptables<'_> {
     fn port_rules(&self, pool: &Pool, mappings: &[Mapping]) -> String {
         let mut mine: Vec<&Mapping> = mappings.iter().filter(|m| m.to.is_ipv4() == v4(pool)).collect();
         // a port on one address wins over the same port on all
-        mine.sort_by_key(|m| m.port.host_ip.is_none());
+        mine.sort_by_key(|m| m.port.only_on().is_none());
         let rule = |m: &&Mapping| {
-            let on = m.port.host_ip.map(|ip| format!("-d {ip} ")).unwrap_or_default();
+            let on = m.port.only_on().map(|ip| format!("-d {ip} ")).unwrap_or_default();
             let (protocol, port) = (m.port.protocol.name(), m.port.host_port);
             format!("-A {}-DNAT {on}-p {protocol} --dport {port} -j DNAT {}\n", self.prefix, target(m))
         };
-        format!(":{}-DNAT - [0:0]\n{}", self.prefix, mine.iter().map(rule).collect::<String>())
+        let p = &self.prefix;
+        let rules: String = mine.iter().map(rule).collect();
+        let own: String = mine.iter().map(|mapping| self.own_rule(mapping)).collect();
+        format!(":{p}-DNAT - [0:0]\n{rules}:{p}-OWN - [0:0]\n{own}")
+    }
+
+    /// A pod that reaches itself or another by a port of the host has to get its answers from the host.
+    fn own_rule(&self, mapping: &Mapping) -> String {
+        let Mapping { port, to } = mapping;
+        let (p, protocol, from, into) =
+            (&self.prefix, port.protocol.name(), port.host_port, port.container_port);
+        format!(
+            "-A {p}-OWN -d {to} -p {protocol} --dport {into} -m conntrack --ctorigdstport {from} -j MASQUERADE\n"
+        )
     }
 
     fn nat_rules(&self, pool: &Pool, mappings: &[Mapping]) -> String {
@@ -226,7 +240,10 @@ impl Iptables<'_> {
         let mut text = self.port_rules(pool, mappings);
         let dnat = "-m conntrack --ctstate DNAT -j MASQUERADE";
         text += &format!(":{p}-POST - [0:0]\n");
-        text += &format!("-A {p}-POST -s {subnet} -d {subnet} {dnat}\n");
+        match answers_are_seen(v4) {
+            true => text += &format!("-A {p}-POST -s {subnet} -m conntrack --ctstate DNAT -j {p}-OWN\n"),
+            false => text += &format!("-A {p}-POST -s {subnet} -d {subnet} {dnat}\n"),
+        }
         if v4 {
             for bridge in bridges(self.config) {
                 text += &format!("-A {p}-POST -s 127.0.0.0/8 -o {bridge} {dnat}\n");

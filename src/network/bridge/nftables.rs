@@ -16,6 +16,7 @@ use nix::sys::socket::SockProtocol;
 
 use crate::config::{Config, Masquerade, Pool, Protocol};
 use crate::failure::Outcome;
+use crate::firewall::answers_are_seen;
 use crate::link::bridges;
 use crate::netlink::{Body, Message, Socket, attributes};
 use crate::ports::Mapping;
@@ -169,9 +170,11 @@ impl Nftables<'_> {
 
     /// Replaces all port mappings, in one transaction.
     pub(crate) fn set_ports(&self, mappings: &[Mapping]) -> Outcome<()> {
-        let flush =
+        let maps =
             ["any4", "host4", "any6", "host6"].map(|map| format!("flush map inet {} {map}\n", self.table));
-        program::feed("nft", &["-f", "-"], &(flush.concat() + &self.elements(mappings)))
+        let sets = ["own4", "own6"].map(|set| format!("flush set inet {} {set}\n", self.table));
+        let text = maps.concat() + &sets.concat() + &self.elements(mappings);
+        program::feed("nft", &["-f", "-"], &text)
     }
 
     /// Whether a mapping is in the kernel's maps.
@@ -185,7 +188,12 @@ impl Nftables<'_> {
     fn elements(&self, mappings: &[Mapping]) -> String {
         let add = |mapping: &Mapping| {
             let (map, element) = element(mapping, name);
-            format!("add element inet {} {map} {{ {element} }}\n", self.table)
+            let (set, to, port) = (own(mapping.to), mapping.to, &mapping.port);
+            let target = format!("{to} . {} . {}", port.protocol.name(), port.container_port);
+            let table = &self.table;
+            format!(
+                "add element inet {table} {map} {{ {element} }}\nadd element inet {table} {set} {{ {target} }}\n"
+            )
         };
         mappings.iter().map(add).collect()
     }
@@ -221,8 +229,9 @@ impl Nftables<'_> {
 
     /// The body of the table, without its elements.
     ///
-    /// A connection to ::1 is left alone: IPv6 has no `route_localnet`, it would hang. Refused at once, clients go on to
-    /// 127.0.0.1.
+    /// A connection to ::1 is left alone: it would hang. IPv6 has no `route_localnet`; a route `local ::1 dev <bridge>`
+    /// does the same, but where bridged packets are filtered (br_netfilter, which Kubernetes asks for) an answer has ::1
+    /// put back into it before IPv6 sees it, and is dropped as forged. Refused at once, clients go on to 127.0.0.1.
     fn rules(&self) -> String {
         let bridges: Vec<String> = bridges(self.config).iter().map(|name| format!("\"{name}\"")).collect();
         let bridges = format!("{{ {} }}", bridges.join(", "));
@@ -231,8 +240,12 @@ impl Nftables<'_> {
             let (ip, subnet) = (if pool.subnet.address.is_ipv4() { "ip" } else { "ip6" }, pool.subnet);
             let v4 = subnet.address.is_ipv4();
             let multicast = if v4 { "224.0.0.0/4" } else { "ff00::/8" };
-            // a pod that reaches another by a port of the host has to get its answers from the host
-            post += &format!("{ip} saddr {subnet} {ip} daddr {subnet} ct status dnat masquerade\n");
+            // a pod that reaches itself or another by a port of the host has to get its answers from the host
+            let which = match answers_are_seen(v4) {
+                true => format!("{ip} daddr . meta l4proto . th dport @{}", own(subnet.address)),
+                false => format!("{ip} daddr {subnet}"),
+            };
+            post += &format!("{ip} saddr {subnet} {which} ct status dnat masquerade\n");
             if v4 {
                 post += &format!("ip saddr 127.0.0.0/8 oifname {bridges} ct status dnat masquerade\n");
             }
@@ -247,6 +260,8 @@ impl Nftables<'_> {
 map host4 {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
 map any6 {{ type inet_proto . inet_service : ipv6_addr . inet_service; }}
 map host6 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
+set own4 {{ type ipv4_addr . inet_proto . inet_service; }}
+set own6 {{ type ipv6_addr . inet_proto . inet_service; }}
 chain ports {{
 dnat ip to ip daddr . meta l4proto . th dport map @host4
 dnat ip to meta l4proto . th dport map @any4
@@ -270,6 +285,11 @@ iifname {bridges} ip daddr 127.0.0.0/8 drop
     }
 }
 
+/// The set of the pods' ports that ports of the host lead to.
+fn own(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "own4" } else { "own6" }
+}
+
 fn name(protocol: Protocol) -> &'static str {
     protocol.name()
 }
@@ -287,7 +307,7 @@ fn number(protocol: Protocol) -> &'static str {
 fn element(mapping: &Mapping, protocol: fn(Protocol) -> &'static str) -> (&'static str, String) {
     let Mapping { port, to } = mapping;
     let (protocol, from, into) = (protocol(port.protocol), port.host_port, port.container_port);
-    match (port.host_ip, to) {
+    match (port.only_on(), to) {
         (Some(ip), IpAddr::V4(_)) => ("host4", format!("{ip} . {protocol} . {from} : {to} . {into}")),
         (Some(ip), IpAddr::V6(_)) => ("host6", format!("{ip} . {protocol} . {from} : {to} . {into}")),
         (None, IpAddr::V4(_)) => ("any4", format!("{protocol} . {from} : {to} . {into}")),

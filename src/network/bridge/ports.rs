@@ -32,9 +32,8 @@ pub(crate) struct Mapping {
 impl Mapped {
     /// One rule for each port and family.
     pub(crate) fn rules(&self) -> Vec<Mapping> {
-        let fits = |port: &Port, to: &IpAddr| port.host_ip.is_none_or(|ip| ip.is_ipv4() == to.is_ipv4());
         let rule = |port: &Port| {
-            let targets = self.ips.iter().filter(|to| fits(port, to)).copied().collect::<Vec<_>>();
+            let targets = self.ips.iter().filter(|to| port.of_family(**to)).copied().collect::<Vec<_>>();
             targets.into_iter().map(|to| Mapping { port: port.clone(), to }).collect::<Vec<_>>()
         };
         self.ports.iter().flat_map(rule).collect()
@@ -85,21 +84,24 @@ impl Ports {
         self.all().into_iter().find(|(o, _)| o == owner).map(|(_, mapped)| mapped)
     }
 
-    /// Writes an attachment's mappings, unless one of its ports is another's.
+    /// Writes an attachment's mappings.
+    ///
+    /// # Errors
+    /// One of the ports is another's, is there twice, or is on a family that the pod has no address of.
     pub(crate) fn put(&self, owner: &Attachment, mapped: &Mapped) -> Outcome<()> {
-        let same = |a: &Port, b: &Port| {
-            a.protocol == b.protocol && a.host_port == b.host_port && a.host_ip == b.host_ip
-        };
+        let others = self.all();
         for (at, port) in mapped.ports.iter().enumerate() {
-            let others = self.all();
-            let taken = others.iter().find(|(o, m)| o != owner && m.ports.iter().any(|p| same(p, port)));
-            let name = format!("host port {}/{}", port.host_port, port.protocol.name());
-            if let Some((other, _)) = taken {
-                let message = format!("{name} is taken by container {}", other.container);
+            let hit = |m: &Mapped| m.ports.iter().any(|p| p.collides(port));
+            if let Some((other, _)) = others.iter().find(|(o, m)| o != owner && hit(m)) {
+                let message = format!("{} is taken by container {}", port.describe(), other.container);
                 return Err(Failure::plain(code::FIREWALL, message));
             }
-            if mapped.ports[..at].iter().any(|p| same(p, port)) {
-                return Err(Failure::plain(code::CONFIG, format!("{name} is mapped twice")));
+            if mapped.ports[..at].iter().any(|p| p.collides(port)) {
+                return Err(Failure::plain(code::CONFIG, format!("{} is mapped twice", port.describe())));
+            }
+            if !mapped.ips.iter().any(|to| port.of_family(*to)) {
+                let message = format!("{}: the pod has no address of that family", port.describe());
+                return Err(Failure::plain(code::CONFIG, message));
             }
         }
         let path = self.file(owner);

@@ -2,7 +2,7 @@
 
 mod scene;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use network::{Dns, Kind, Network, PortMapping, Protocol};
 use scene::{Node, pod, private, runtime};
@@ -148,17 +148,15 @@ fn a_hanging_plugin_dies_with_its_children() {
         return;
     }
     let mut node = Node::bare();
-    node.settings.deadline = Duration::from_millis(300);
+    node.settings.deadline = Duration::from_secs(4);
     node.network = Network::new(node.settings.clone());
     let pids = node.path("pids");
     runtime().block_on(async {
         let body = format!("{ONLY_ADD}sleep 1000 & echo $! $$ > {}; wait", pids.display());
-        let began = Instant::now();
         let e = failure(&node, &body).await;
-        assert!(began.elapsed() < Duration::from_secs(5));
         assert_eq!(e.kind, Kind::Deadline);
         let program = node.path("bin/odd");
-        for part in ["CNI plugin odd", program.to_str().unwrap(), "ADD", "300ms"] {
+        for part in ["CNI plugin odd", program.to_str().unwrap(), "ADD", "deadline of 4s"] {
             assert!(e.message.contains(part), "{part} is not in {e}");
         }
         for pid in std::fs::read_to_string(&pids).unwrap().split_whitespace() {
@@ -183,9 +181,8 @@ fn a_child_that_holds_the_output_costs_nothing() {
     );
     node.configure("a.conflist", &chain("1.0.0", &["odd"]));
     runtime().block_on(async {
-        let began = Instant::now();
+        // it would fail at its deadline
         node.network.attach(&pod(1)).await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(3));
         node.network.detach(&pod(1).pod).await.unwrap();
     });
 }
@@ -462,6 +459,13 @@ fn readiness_tells_why_not_and_follows_the_directory() {
     runtime().block_on(async {
         let status = || node.network.status();
         assert!(status().await.unwrap_err().starts_with("no network configuration in "));
+        std::fs::write(node.path("file"), "").unwrap();
+        let odd = Network::new(network::Settings { config_dir: node.path("file"), ..node.settings.clone() });
+        let why = odd.status().await.unwrap_err();
+        assert!(
+            why.starts_with("no valid network configuration: ") && why.contains("Not a directory"),
+            "{why}"
+        );
         node.configure("10-broken.conflist", "{");
         let why = status().await.unwrap_err();
         assert!(why.contains("10-broken.conflist") && why.contains("EOF"), "{why}");
@@ -474,6 +478,15 @@ fn readiness_tells_why_not_and_follows_the_directory() {
         let why = status().await.unwrap_err();
         assert!(why.contains("STATUS: the agent is down (code 50)"), "{why}");
         node.script("good", "exit 0");
+        status().await.unwrap();
+        // a change of the same length and time, as a coarse clock makes it; and somebody's unfinished file
+        let path = node.settings.config_dir.join("30-good.conflist");
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        node.configure("30-good.conflist", &chain("1.1.0", &["evil"]));
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        assert!(status().await.unwrap_err().contains("\"evil\""));
+        node.configure("30-good.conflist", &chain("1.1.0", &["good"]));
+        node.configure(".10-unfinished.conflist", &chain("1.1.0", &["evil"]));
         status().await.unwrap();
         // the first of the valid ones is the network
         node.configure("25-first.conflist", &chain("1.0.0", &["absent"]));
@@ -489,18 +502,25 @@ fn two_calls_for_one_pod_do_not_overlap() {
         return;
     }
     let node = Node::bare();
-    node.script("slow", "sleep 0.2; [ $CNI_COMMAND = ADD ] && echo '{\"ips\":[]}' || true");
+    let dir = node.root.path().display();
+    // ends when as many as the file says have begun
+    let body = format!(
+        "[ $CNI_COMMAND = ADD ] || exit 0\necho >> {dir}/begun\n\
+         while [ $(wc -l < {dir}/begun) -lt $(cat {dir}/wanted) ]; do sleep 0.02; done\necho '{{\"ips\":[]}}'"
+    );
+    node.script("slow", &body);
+    let wanted = |n: &str| std::fs::write(node.path("wanted"), n).unwrap();
     node.configure("a.conflist", &chain("1.0.0", &["slow"]));
     runtime().block_on(async {
+        wanted("1");
         let (first, second) = (pod(1), pod(1));
         let (a, b) = tokio::join!(node.network.attach(&first), node.network.attach(&second));
         assert!(a.is_ok());
         assert_eq!(b.unwrap_err().kind, Kind::Busy);
-        let began = Instant::now();
+        wanted("7");
         let pods: Vec<_> = (2..8).map(pod).collect();
         let attached = futures_util::future::join_all(pods.iter().map(|p| node.network.attach(p))).await;
-        assert!(attached.iter().all(Result::is_ok));
-        assert!(began.elapsed() < Duration::from_millis(1100), "one after the other: {:?}", began.elapsed());
+        assert!(attached.iter().all(Result::is_ok), "one after the other: {attached:?}");
         node.network.collect_garbage(&[]).await;
     });
 }
