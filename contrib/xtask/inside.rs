@@ -133,6 +133,11 @@ fn enter_namespaces(inside: &Inside) -> Result<()> {
             .with_context(|| format!("mount {}", dir.display()))?;
         }
     }
+    if Path::new("/sys/fs/selinux/enforce").exists() {
+        // as Debian's policy labels /var/lib/containerd
+        let label = "system_u:object_r:container_var_lib_t:s0";
+        quiet(command(&["chcon", "-R", label]).arg(inside.dir.join("state")))?;
+    }
     Ok(())
 }
 

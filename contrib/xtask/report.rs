@@ -91,7 +91,39 @@ impl Report {
         text
     }
 
-    /// Leave `results.tsv` in `dir`.
+    /// A suite's tests by environment: seconds where one passed.
+    pub(crate) fn matrix(&self, suite: &str) -> String {
+        let mut environments: Vec<&str> = Vec::new();
+        let mut tests: Vec<&str> = Vec::new();
+        for row in self.rows.iter().filter(|row| row.suite == suite) {
+            if !environments.contains(&row.environment.as_str()) {
+                environments.push(&row.environment);
+            }
+            if !tests.contains(&row.test.as_str()) {
+                tests.push(&row.test);
+            }
+        }
+        let width = |environment: &str| environment.len().max(6);
+        let mut text = environments.iter().fold(String::new(), |text, name| format!("{text}{name}  "));
+        let _ = writeln!(text, "{suite}: a number: passed, in so many seconds; -: not run there");
+        for test in tests {
+            for environment in &environments {
+                let of =
+                    |row: &&Row| row.suite == suite && row.test == test && row.environment == *environment;
+                let cell = match self.rows.iter().find(of) {
+                    None => "-".to_owned(),
+                    Some(row) if row.outcome == Outcome::Passed => format!("{:.1}", row.seconds),
+                    Some(row) if row.outcome == Outcome::Failed => "FAILED".to_owned(),
+                    Some(_) => "skip".to_owned(),
+                };
+                let _ = write!(text, "{cell:>0$}  ", width(environment));
+            }
+            let _ = writeln!(text, "{test}");
+        }
+        text
+    }
+
+    /// Leave `results.tsv` and critest's matrix in `dir`.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         let mut text = String::from("suite\ttest\tenvironment\tresult\tseconds\treason\n");
@@ -105,8 +137,11 @@ impl Report {
             let _ =
                 writeln!(text, "{}\t{result}\t{:.2}\t{}", fields.join("\t"), row.seconds, flat(&row.reason));
         }
-        let path = dir.join("results.tsv");
-        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+        for (name, text) in [("results.tsv", text), ("critest.txt", self.matrix("critest"))] {
+            let path = dir.join(name);
+            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(())
     }
 }
 
@@ -168,6 +203,21 @@ mod tests {
             ]
         );
         assert!((rows[0].seconds - 1.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_suite_is_shown_by_test_and_environment() {
+        let mut report = Report::default();
+        report.extend(parse("PASS a 1.0\nFAIL b: c\nSKIP d: e\n", "s", "host"));
+        report.extend(parse("PASS b 2.5\n", "s", "VM, SELinux"));
+        report.extend(parse("PASS other 1.0\n", "t", "host"));
+        let lines = [
+            "host  VM, SELinux  s: a number: passed, in so many seconds; -: not run there",
+            "   1.0            -  a",
+            "FAILED          2.5  b",
+            "  skip            -  d",
+        ];
+        assert_eq!(report.matrix("s"), lines.join("\n") + "\n");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | lint | format, clippy, the programs' linking | this machine |
 //! | unit | `cargo test` of the workspace | this machine |
-//! | cli, critest, kubelet, churn | real clients on a node (`e2e/`) | a node with our bridge; critest also with the official plugins; critest and kubelet also in the VM |
+//! | cli, critest, kubelet, churn | real clients on a node (`e2e/`) | a node with our bridge; critest also with the official plugins, in parallel and by WebSocket; critest and kubelet also in the VM (cgroup v2, AppArmor), critest's SELinux specs in one with SELinux |
 //!
 //! A suite on a node is a program that prints `PASS`, `FAIL` and `SKIP` lines; the node adds the leak check, which is one
 //! more test of the suite.
@@ -29,7 +29,8 @@ struct OnNode {
     environment: &'static str,
     command: &'static [&'static str],
     official_cni: bool,
-    vm: Option<&'static str>,
+    /// kind and security module
+    vm: Option<(&'static str, &'static str)>,
 }
 
 /// Longest run of a suite on a node, seconds.
@@ -37,9 +38,17 @@ const LIMIT: &str = "1500";
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
 /// The suites on nodes, in the order in which they run: what says most in least time comes first.
-const ON_NODES: [OnNode; 7] = [
+const ON_NODES: [OnNode; 10] = [
     on_bridge("cli", &["cli-suite"]),
     on_bridge("critest", &["critest-suite"]),
+    OnNode {
+        environment: "our bridge, parallel",
+        ..on_bridge("critest", &["critest-suite", "--parallel", "4"])
+    },
+    OnNode {
+        environment: "our bridge, WebSocket",
+        ..on_bridge("critest", &["critest-suite", "--websocket"])
+    },
     OnNode {
         environment: "official plugins",
         official_cni: true,
@@ -48,6 +57,11 @@ const ON_NODES: [OnNode; 7] = [
     on_bridge("kubelet", &["kubelet-suite", "kubelet"]),
     on_bridge("churn", &["churn", BUSYBOX]),
     in_vm("critest", &["critest-suite"]),
+    OnNode {
+        environment: "uml VM, SELinux",
+        vm: Some(("uml", "selinux")),
+        ..in_vm("critest", &["critest-suite", "--only", "SELinux"])
+    },
     in_vm("kubelet", &["kubelet-suite", "kubelet"]),
 ];
 
@@ -56,7 +70,13 @@ const fn on_bridge(suite: &'static str, command: &'static [&'static str]) -> OnN
 }
 
 const fn in_vm(suite: &'static str, command: &'static [&'static str]) -> OnNode {
-    OnNode { suite, environment: "uml VM, cgroup v2", command, official_cni: false, vm: Some("uml") }
+    OnNode {
+        suite,
+        environment: "uml VM, AppArmor",
+        command,
+        official_cni: false,
+        vm: Some(("uml", "apparmor")),
+    }
 }
 
 /// What to run, and where to leave the results.
@@ -130,6 +150,9 @@ pub(crate) fn run(choice: &Choice) -> Result<i32> {
     if let Some(dir) = &choice.report {
         report.write(dir)?;
     }
+    if choice.wants("critest", true) {
+        println!("{}", report.matrix("critest"));
+    }
     println!("{}", report.text(&times));
     Ok(i32::from(report.count(Outcome::Failed) > 0))
 }
@@ -141,7 +164,8 @@ fn on_node(kit: &Kit, suite: &OnNode, report: Option<&Path>) -> Result<Vec<Row>>
     let log = scratch.path().join("output.log");
     let options = Options {
         official_cni: suite.official_cni,
-        vm: suite.vm.map(str::to_owned),
+        vm: suite.vm.map(|(kind, _)| kind.to_owned()),
+        lsm: suite.vm.map(|(_, module)| module.to_owned()),
         out: Some(out.clone()),
         log: Some(log.clone()),
         command: ["timeout", LIMIT].iter().chain(suite.command).map(OsString::from).collect(),

@@ -6,14 +6,32 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{Spec, Verdict};
 
+/// What only some kernels have.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Kernel {
+    /// AppArmor is active
+    pub(crate) apparmor: bool,
+    /// SELinux is active
+    pub(crate) selinux: bool,
+}
+
 /// The parsed list.
 #[derive(Debug, Default)]
 pub(crate) struct List {
-    run: Vec<String>,
     leave: Vec<(String, String)>,
-    host: Vec<String>,
-    /// how many specs must pass
-    pub(crate) count: usize,
+    needs: Vec<(String, String)>,
+    counts: Vec<(usize, String)>,
+}
+
+impl Kernel {
+    fn has(self, what: &str) -> Result<bool> {
+        match what {
+            "always" => Ok(true),
+            "apparmor" => Ok(self.apparmor),
+            "selinux" => Ok(self.selinux),
+            other => bail!("specs.list: nothing is known of {other:?}"),
+        }
+    }
 }
 
 impl List {
@@ -29,19 +47,15 @@ impl List {
             let [word, pattern, reason] = fields[..] else { bail!(place()) };
             ensure!(!reason.is_empty(), "specs.list:{}: no reason", number + 1);
             match word {
-                "run" => list.run.push(pattern.to_owned()),
-                "leave" => list.leave.push((pattern.to_owned(), reason.to_owned())),
-                "host" => list.host.push(pattern.to_owned()),
-                "count" => list.count = pattern.parse().with_context(place)?,
+                "never" => list.leave.push((pattern.to_owned(), reason.to_owned())),
+                "later" => list.leave.push((pattern.to_owned(), format!("not yet: {reason}"))),
+                "needs" => list.needs.push((pattern.to_owned(), reason.to_owned())),
+                "count" => list.counts.push((pattern.parse().with_context(place)?, reason.to_owned())),
                 _ => bail!(place()),
             }
+            Kernel::default().has(if matches!(word, "needs" | "count") { reason } else { "always" })?;
         }
         Ok(list)
-    }
-
-    /// For ginkgo's focus.
-    pub(crate) fn focus(&self) -> String {
-        any_of(self.run.iter())
     }
 
     /// For ginkgo's skip.
@@ -49,28 +63,31 @@ impl List {
         any_of(self.leave.iter().map(|(words, _)| words))
     }
 
+    /// How many specs critest has on such a kernel.
+    pub(crate) fn count(&self, kernel: Kernel) -> Result<usize> {
+        let here = |(count, what): &(usize, String)| Ok(if kernel.has(what)? { *count } else { 0 });
+        self.counts.iter().map(here).sum()
+    }
+
     /// What became of a spec. One that ginkgo filtered out has no message; one that skipped itself has.
-    pub(crate) fn judge(&self, spec: &Spec) -> Verdict {
-        if !self.run.iter().any(|words| spec.name.contains(words)) {
-            return Verdict::NotAsked;
-        }
+    pub(crate) fn judge(&self, spec: &Spec, kernel: Kernel) -> Result<Verdict> {
         if let Some((_, reason)) = self.leave.iter().find(|(words, _)| spec.name.contains(words)) {
-            return Verdict::Skip(reason.clone());
+            return Ok(Verdict::Skip(reason.clone()));
         }
-        match (spec.state.as_str(), spec.message.as_str()) {
+        let lacking = |(words, what): &(String, String)| Ok(spec.name.contains(words) && !kernel.has(what)?);
+        let lacking = self.needs.iter().map(lacking).collect::<Result<Vec<bool>>>()?.contains(&true);
+        Ok(match (spec.state.as_str(), spec.message.as_str()) {
             ("passed", _) => Verdict::Pass,
-            ("skipped", "") => Verdict::NotAsked,
-            ("skipped", message) if self.host.iter().any(|words| spec.name.contains(words)) => {
-                Verdict::Skip(message.to_owned())
-            }
+            ("skipped", "") => Verdict::Fail("was not run".to_owned()),
+            ("skipped", message) if lacking => Verdict::Skip(message.to_owned()),
             ("skipped", message) => Verdict::Fail(format!("skipped itself: {message}")),
             (state, message) => Verdict::Fail(format!("{state}: {message}")),
-        }
+        })
     }
 }
 
 /// A regular expression that matches any of the texts.
-fn any_of<'a>(texts: impl Iterator<Item = &'a String>) -> String {
+pub(crate) fn any_of<'a>(texts: impl Iterator<Item = &'a String>) -> String {
     let quote = |text: &String| -> String {
         let mark = |c: char| if c.is_alphanumeric() || c == ' ' { c.to_string() } else { format!("\\{c}") };
         text.chars().map(mark).collect()
@@ -87,30 +104,40 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_that_nobody_allowed_is_a_failure() {
-        let list =
-            List::parse("run\tx\tall\nleave\tstreams\tlater\nhost\tapparmor\tno LSM here\ncount\t3\tof 5\n")
-                .unwrap();
-        assert_eq!(list.count, 3);
-        assert_eq!(list.judge(&spec("x", "passed", "")), Verdict::Pass);
-        assert_eq!(list.judge(&spec("y", "passed", "")), Verdict::NotAsked);
-        assert_eq!(list.judge(&spec("x apparmor", "skipped", "not here")), Verdict::Skip("not here".into()));
-        assert_eq!(list.judge(&spec("x streams", "skipped", "")), Verdict::Skip("later".into()));
-        assert!(matches!(list.judge(&spec("x", "skipped", "cannot")), Verdict::Fail(_)));
-        assert!(matches!(list.judge(&spec("x", "timedout", "")), Verdict::Fail(_)));
+    fn a_skip_that_the_kernel_does_not_force_is_a_failure() {
+        let list = List::parse(
+            "never\texempt\tno image\nlater\tstreams\tthe server\nneeds\tarmor\tapparmor\ncount\t3\talways\ncount\t2\tselinux\n",
+        )
+        .unwrap();
+        let (none, all) = (Kernel::default(), Kernel { apparmor: true, selinux: true });
+        assert_eq!((list.count(none).unwrap(), list.count(all).unwrap()), (3, 5));
+        let judge = |spec: &Spec, kernel| list.judge(spec, kernel).unwrap();
+        assert_eq!(judge(&spec("x", "passed", ""), none), Verdict::Pass);
+        assert_eq!(judge(&spec("armor", "skipped", "not here"), none), Verdict::Skip("not here".into()));
+        assert_eq!(judge(&spec("exempt", "skipped", ""), none), Verdict::Skip("no image".into()));
+        assert_eq!(judge(&spec("streams", "skipped", ""), none), Verdict::Skip("not yet: the server".into()));
+        for (spec, kernel) in [
+            (spec("armor", "skipped", "not here"), all),
+            (spec("x", "skipped", "cannot"), none),
+            (spec("x", "skipped", ""), none),
+            (spec("x", "timedout", ""), none),
+        ] {
+            assert!(matches!(judge(&spec, kernel), Verdict::Fail(_)), "{}", spec.message);
+        }
     }
 
     #[test]
     fn the_list_itself_is_well_formed() {
         let list = List::parse(include_str!("specs.list")).unwrap();
-        assert!(list.count > 0);
-        assert_eq!(list.focus(), r"\[Conformance\]");
+        assert_eq!(list.count(Kernel::default()).unwrap(), 117);
+        assert!(list.left_out().contains(r"public image with digest"));
     }
 
     #[test]
     fn a_rule_without_a_reason_is_refused() {
-        assert!(List::parse("leave\tx\t\n").is_err());
-        assert!(List::parse("leave\tx\n").is_err());
+        assert!(List::parse("never\tx\t\n").is_err());
+        assert!(List::parse("never\tx\n").is_err());
         assert!(List::parse("maybe\tx\twhy\n").is_err());
+        assert!(List::parse("needs\tx\tluck\n").is_err());
     }
 }
