@@ -132,7 +132,7 @@ impl Node {
         }
     }
 
-    fn network(&self) -> network::Network {
+    pub(crate) fn network(&self) -> network::Network {
         network::Network::new(network::Settings {
             config_dir: self.at("net.d"),
             bin_dirs: vec![programs()],
@@ -197,7 +197,8 @@ impl Node {
                 left.push(format!("{dir}/{name}"));
             }
         }
-        for name in names(&self.at("state/network")) {
+        // `networks`: what is known of networks that pods were in, for as long as they may have garbage
+        for name in names(&self.at("state/network")).iter().filter(|name| *name != "networks") {
             left.push(format!("state/network/{name}"));
         }
         let root = self.root.to_string_lossy().into_owned();
