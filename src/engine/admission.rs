@@ -177,6 +177,15 @@ pub(crate) fn container(pod: PodStage, stage: Stage, verb: Verb, answered: bool)
     }
 }
 
+/// The same while the container's limits are being changed (`updating`): changes come one after the other, and it starts with what
+/// was asked for before. Ending it waits for nothing.
+pub(crate) fn in_turn(verdict: Verdict, verb: Verb, updating: bool) -> Verdict {
+    match verdict {
+        Verdict::Do if updating && matches!(verb, Verb::Start | Verb::Update) => Verdict::After,
+        verdict => verdict,
+    }
+}
+
 fn start(pod: PodStage, stage: Stage, answered: bool) -> Verdict {
     match stage {
         Stage::Creating => Verdict::After,
@@ -264,6 +273,19 @@ mod tests {
         for (verb, answered, want) in table {
             assert_eq!(row(|s| container(PodStage::Ready, s, verb, answered)), want, "{verb:?} {answered}");
         }
+    }
+
+    #[test]
+    fn changes_of_limits_come_one_after_the_other() {
+        for verb in [Verb::Start, Verb::Update] {
+            assert_eq!(in_turn(Verdict::Do, verb, true), Verdict::After);
+            assert_eq!(in_turn(Verdict::Do, verb, false), Verdict::Do);
+        }
+        for verb in [Verb::Stop, Verb::Remove] {
+            assert_eq!(in_turn(Verdict::Do, verb, true), Verdict::Do);
+        }
+        let refusal = Verdict::Refuse(Refusal::Ending);
+        assert_eq!(in_turn(refusal, Verb::Update, true), refusal);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! What must be so before the first request is done before [`open`] returns: pods are owned again, images held, namespaces
 //! that belong to nobody gone. What may take long (a DEL that is owed, directories to remove) goes on in the background,
-//! owned by the tasks of the pods and by one sweeper.
+//! owned by the tasks of the pods and by `sweeper`.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt;
@@ -12,11 +12,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use monitor::protocol::{Known, Reply};
 use oci::PodId;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::container::{Container, Ending, State};
 use crate::context::{Context, now};
-use crate::debts::{self, Debt, FIRST_PAUSE, LONGEST_PAUSE, blocking};
+use crate::debts::{Debt, blocking};
 use crate::operation::{Operation, Retry};
 use crate::paths::Paths;
 use crate::pod::{self, Command, State as PodState, Teardown};
@@ -26,7 +26,7 @@ use crate::recovery::{self, Adopted, Fate, Observed};
 use crate::step::Step;
 use crate::trash::Trash;
 use crate::usage::Sizes;
-use crate::{Error, Kind, Result, Settings, sandbox};
+use crate::{Error, Kind, Result, Settings, sandbox, sweeper};
 
 /// How long a monitor may take to say what it knows; one that does not is of no use.
 const TELL_DEADLINE: Duration = Duration::from_secs(30);
@@ -69,8 +69,9 @@ pub(crate) async fn open(
         adopt(&ctx, record, fate, containers, monitor);
     }
     if !plan.sweep.is_empty() {
-        tokio::spawn(sweep(ctx.clone(), plan.sweep));
+        tokio::spawn(sweeper::sweep(ctx.clone(), plan.sweep));
     }
+    tokio::spawn(sweeper::sweep_now_and_then(Arc::downgrade(&ctx), ctx.settings.sweep_every));
     Ok(ctx)
 }
 
@@ -254,19 +255,4 @@ fn resume(adopted: Adopted) -> Container {
         ContainerIntent::Keep => {}
     }
     container
-}
-
-/// Pay what belongs to nobody, until it is paid.
-async fn sweep(ctx: Arc<Context>, mut debts: Vec<Debt>) {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        let (unpaid, failures) = debts::pay(&ctx, debts).await;
-        let Some(error) = debts::as_error("sweep what belongs to nobody".to_owned(), failures) else {
-            return;
-        };
-        tracing::warn!(error = error.chain(), "not everything could be swept yet");
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-        debts = unpaid;
-    }
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::admission::Stage;
 use crate::config::{ContainerConfig, Resources};
 use crate::context::now;
-use crate::operation::{Answer, Operation, Retry};
+use crate::operation::{Answer, MOST_WAITING, Operation, Retry, too_many};
 use crate::record::{ContainerRecord, Ended, Progress};
 use crate::status::{ContainerState, ContainerStatus};
 use crate::step::Step;
@@ -109,6 +109,8 @@ pub(crate) struct Container {
     pub(crate) state: State,
     /// Whether its start is known to have been answered; see [`crate::admission::container`].
     pub(crate) answered: bool,
+    /// Its limits are being changed: a start, and a further change, wait for that.
+    pub(crate) updating: bool,
     /// Requests to be looked at again when the state has changed.
     pub(crate) later: Vec<Request>,
     /// Its removal failed.
@@ -118,7 +120,17 @@ pub(crate) struct Container {
 impl Container {
     /// A container in a state that its record tells.
     pub(crate) fn new(record: ContainerRecord, state: State) -> Container {
-        Container { record, state, answered: true, later: Vec::new(), retry: None }
+        Container { record, state, answered: true, updating: false, later: Vec::new(), retry: None }
+    }
+
+    /// Look at a request again when something has changed.
+    pub(crate) fn put_off(&mut self, request: Request) {
+        if self.later.len() < MOST_WAITING {
+            return self.later.push(request);
+        }
+        let error = too_many(format_args!("container {}", self.record.id.short()));
+        // who has gone away needs no answer
+        let _ = request.answer.send(Err(error));
     }
 
     /// State without data.

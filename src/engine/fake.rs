@@ -85,6 +85,21 @@ pub(crate) fn known(id: &ContainerId) -> Known {
     Known { container: id.clone(), pid: 42, start_time: 7, started_at: 5, exit: None }
 }
 
+/// A ready pod, whose monitor is a thread of this process: see [`monitor`].
+pub(crate) fn ready(
+    ctx: &Context,
+    record: &PodRecord,
+    say: impl FnMut(&Request) -> Option<Reply> + Send + 'static,
+) -> crate::pod::State {
+    let dir = ctx.paths.run_pod(&record.id);
+    monitor(&dir, say);
+    let (pid, pidfile) = (std::process::id() as i32, dir.join("monitor.pid"));
+    monitor::record::write_pid(&pidfile, pid, sys::process::start_time(pid).unwrap()).unwrap();
+    let alive = crate::process::Alive::find(&pidfile).unwrap();
+    let patience = ctx.settings.monitor_patience;
+    crate::pod::State::Ready(crate::process::Monitor::attach(&dir, alive, patience))
+}
+
 /// A monitor in `dir` that answers each request with what `say` gives, or closes the connection. What it was asked, by name.
 pub(crate) fn monitor(
     dir: &Path,

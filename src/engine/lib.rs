@@ -9,7 +9,7 @@
 //! what is given back  debts                  after a restart    recovery (the plan), adoption (doing it)
 //! the monitor         process, link, exec    OCI bundles        bundle
 //! figures             usage                  slow requests      step
-//! removed trees       trash
+//! removed trees       trash                   what is nobody's      sweeper
 //! ```
 //!
 //! No request owns work, no lock is held across an await, and everything acquired is reachable from a record or from
@@ -44,6 +44,7 @@ mod settings;
 mod stages;
 pub mod status;
 pub mod step;
+mod sweeper;
 mod trash;
 mod usage;
 mod view;

@@ -9,7 +9,16 @@ use tokio::time::Instant;
 
 use crate::debts::{FIRST_PAUSE, LONGEST_PAUSE};
 use crate::step::Step;
-use crate::{Error, Result};
+use crate::{Error, Kind, Result};
+
+/// Most requests that wait for the same pod or container. A client that repeats a request joins the first; so many are a
+/// mistake of the client, and must not fill the daemon's memory.
+pub(crate) const MOST_WAITING: usize = 128;
+
+/// Refusal of one request too many.
+pub(crate) fn too_many(what: std::fmt::Arguments<'_>) -> Error {
+    Error::new(Kind::Unavailable, format!("{MOST_WAITING} requests wait for {what} already"))
+}
 
 /// Where the answer to a request goes.
 pub(crate) type Answer<T> = oneshot::Sender<Result<T>>;
@@ -35,6 +44,8 @@ impl<T: Clone> Operation<T> {
     /// One more request waits for it.
     pub(crate) fn join(&mut self, step: &Step, answer: Answer<T>) {
         step.follow(&self.step);
+        // a client that asks again and again has given up its earlier requests
+        self.waiters.retain(|waiter| !waiter.is_closed());
         self.waiters.push(answer);
     }
 

@@ -33,7 +33,7 @@ use crate::context::Context;
 use crate::debts::Debt;
 use crate::effects::{self, Done};
 use crate::index::PodHandle;
-use crate::operation::{Answer, Operation, Retry};
+use crate::operation::{Answer, MOST_WAITING, Operation, Retry, too_many};
 use crate::process::{Event, Monitor};
 use crate::record::{PodIntent, PodRecord};
 use crate::step::Step;
@@ -241,7 +241,7 @@ impl Pod {
             },
             Verdict::AlreadySo | Verdict::Do => Ok(id),
             Verdict::After | Verdict::KillFirst => {
-                return self.later.push(Command::Run { config, step, answer });
+                return self.put_off(Command::Run { config, step, answer });
             }
             Verdict::Refuse(Refusal::TakenByStopped) => taken("which is stopped; remove it first"),
             Verdict::Refuse(_) => taken("which has another configuration"),
@@ -260,9 +260,9 @@ impl Pod {
                     op.join(&step, answer);
                 }
             }
-            (Verdict::After, _) => self.later.push(Command::Pod { verb, step, answer }),
+            (Verdict::After, _) => self.put_off(Command::Pod { verb, step, answer }),
             (Verdict::KillFirst, _) => {
-                self.later.push(Command::Pod { verb, step, answer });
+                self.put_off(Command::Pod { verb, step, answer });
                 self.stop(Operation::unasked()).await;
             }
             (Verdict::AlreadySo | Verdict::Refuse(_), _) => {
@@ -293,6 +293,22 @@ impl Pod {
             other => self.container_done(other).await,
         }
         self.again().await;
+    }
+
+    /// Look at a command again when something has changed.
+    pub(crate) fn put_off(&mut self, command: Command) {
+        if self.later.len() < MOST_WAITING {
+            return self.later.push(command);
+        }
+        let error = too_many(format_args!("pod {}", self.record.id.short()));
+        // who has gone away needs no answer
+        match command {
+            Command::Run { answer, .. } => drop(answer.send(Err(error))),
+            Command::Pod { answer, .. } => drop(answer.send(Err(error))),
+            Command::Create { answer, .. } => drop(answer.send(Err(error))),
+            Command::Container { request, .. } => drop(request.answer.send(Err(error))),
+            Command::Quit { answer } => drop(answer.send(())),
+        }
     }
 
     /// Look again at what was put off.

@@ -43,7 +43,7 @@ impl Pod {
                 let _ = answer.send(Ok(id));
             }
             (Verdict::After | Verdict::KillFirst, _) => {
-                self.later.push(crate::pod::Command::Create { config, step, answer });
+                self.put_off(crate::pod::Command::Create { config, step, answer });
             }
             (Verdict::Refuse(Refusal::Taken), Some((id, ..))) => {
                 let (name, attempt) = (&config.name, config.attempt);
@@ -115,14 +115,15 @@ impl Pod {
             Ask::Remove => Verb::Remove,
             Ask::Update(_) => Verb::Update,
         };
-        match admission::container(pod, container.stage(), verb, container.answered) {
+        let verdict = admission::container(pod, container.stage(), verb, container.answered);
+        match admission::in_turn(verdict, verb, container.updating) {
             Verdict::AlreadySo => {
                 container.answered = true;
                 let _ = request.answer.send(Ok(()));
             }
-            Verdict::After => container.later.push(request),
+            Verdict::After => container.put_off(request),
             Verdict::KillFirst => {
-                container.later.push(request);
+                container.put_off(request);
                 self.begin_stop(id, Duration::ZERO, Operation::unasked()).await;
             }
             Verdict::Refuse(why) => {
@@ -140,6 +141,7 @@ impl Pod {
                     let running = container.stage() == Stage::Running;
                     let link = link.filter(|_| running);
                     request.step.enter("change the limits");
+                    container.updating = true;
                     let (ctx, id) = (self.ctx.clone(), id.clone());
                     self.effects.spawn(effects::update(ctx, link, id, resources, request.answer));
                 }
@@ -334,15 +336,18 @@ impl Pod {
         resources: crate::config::Resources,
         answer: Answer<()>,
     ) {
-        if result.is_ok()
-            && let Some(container) = self.containers.get_mut(id)
-        {
-            container.record.resources = bundle::resources::merge(&container.record.resources, &resources);
-            self.save(id, Outlive::Daemon).await;
-            self.publish();
+        if let Some(container) = self.containers.get_mut(id) {
+            container.updating = false;
+            if result.is_ok() {
+                container.record.resources =
+                    bundle::resources::merge(&container.record.resources, &resources);
+                self.save(id, Outlive::Daemon).await;
+                self.publish();
+            }
         }
         let _ = answer
             .send(result.map_err(|e| e.within(format!("change the limits of container {}", id.short()))));
+        self.ask_again(id).await;
     }
 
     /// The monitor told something by itself.
@@ -454,6 +459,65 @@ mod tests {
         pod.container_done(Done::Started { id: id.clone(), result }).await;
         let container = pod.containers.remove(&id).unwrap();
         (container.state, answered.await.unwrap(), pod.owed)
+    }
+
+    fn request(ask: Ask) -> (Request, oneshot::Receiver<Result<()>>) {
+        let (answer, answered) = oneshot::channel();
+        (Request { ask, step: Step::new(), answer }, answered)
+    }
+
+    /// A ready pod with a container that was made.
+    async fn with_container(root: &std::path::Path) -> (pod::Pod, ContainerId) {
+        let (ctx, record) = (fake::context(root).await, fake::pod(1));
+        let state = fake::ready(&ctx, &record, |_| None);
+        let (_, mut pod) = pod::new(ctx, record, state);
+        let record = fake::container(1, &pod.record);
+        let id = record.id.clone();
+        pod.containers.insert(id.clone(), Container::new(record, State::Created));
+        (pod, id)
+    }
+
+    #[tokio::test]
+    async fn a_start_waits_for_a_change_of_limits_that_was_asked_for_before() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut pod, id) = with_container(root.path()).await;
+        let bundle = pod.ctx.paths.bundle(&id);
+        std::fs::create_dir_all(&bundle).unwrap();
+        std::fs::write(bundle.join("config.json"), r#"{"linux":{}}"#).unwrap();
+        let limits = |memory_limit| crate::config::Resources { memory_limit, ..Default::default() };
+        let (first, first_answer) = request(Ask::Update(Box::new(limits(64 << 20))));
+        let (second, second_answer) = request(Ask::Update(Box::new(limits(128 << 20))));
+        let (start, _start_answer) = request(Ask::Start);
+        for request in [first, second, start] {
+            pod.request(&id, request).await;
+        }
+        assert_eq!((pod.effects.len(), pod.containers[&id].later.len()), (1, 2));
+        for (answer, memory) in [(first_answer, 64 << 20), (second_answer, 128 << 20)] {
+            assert!(matches!(pod.containers[&id].state, State::Created));
+            let done = pod.effects.join_next().await.unwrap().unwrap();
+            pod.container_done(done).await;
+            answer.await.unwrap().unwrap();
+            assert_eq!(pod.containers[&id].record.resources.memory_limit, memory);
+        }
+        assert!(matches!(pod.containers[&id].state, State::Starting { .. }));
+    }
+
+    #[tokio::test]
+    async fn not_more_requests_wait_than_can_be_meant() {
+        let root = tempfile::tempdir().unwrap();
+        let (mut pod, id) = with_container(root.path()).await;
+        let op = Operation::unasked();
+        pod.containers.get_mut(&id).unwrap().state = State::Starting { op, ended: None };
+        let mut answers = Vec::new();
+        for _ in 0..=crate::operation::MOST_WAITING {
+            let (request, answer) = request(Ask::Remove);
+            pod.request(&id, request).await;
+            answers.push(answer);
+        }
+        let error = answers.pop().unwrap().try_recv().unwrap().unwrap_err();
+        assert_eq!(error.kind, Kind::Unavailable);
+        assert!(error.context.contains(id.short()), "{error}");
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().is_err()), "the others wait");
     }
 
     #[tokio::test]

@@ -337,7 +337,13 @@ impl Network {
     /// plugins. What fails is logged and tried again the next time.
     pub async fn collect_garbage(&self, valid: &[PodId]) {
         let valid: HashSet<&PodId> = valid.iter().collect();
-        for pod in self.0.records.pods().iter().filter(|pod| !valid.contains(pod)) {
+        self.collect_garbage_but(|pod| valid.contains(pod)).await;
+    }
+
+    /// As [`Network::collect_garbage`], while pods come and go: `keep` is asked for each pod just before it would lose its
+    /// network, and must hold for one from before its attachment begins until its detachment has ended.
+    pub async fn collect_garbage_but(&self, keep: impl Fn(&PodId) -> bool) {
+        for pod in self.0.records.pods().iter().filter(|pod| !keep(pod)) {
             match self.detach(pod).await {
                 Ok(()) => tracing::info!(%pod, "the network of a pod that is gone was removed"),
                 Err(e) if e.kind == Kind::Busy => {}
@@ -351,9 +357,9 @@ impl Network {
             return;
         };
         self.0.records.sweep();
-        self.0.sweep_namespaces(&valid);
+        self.0.sweep_namespaces(&keep);
         self.plugins_collect().await;
-        if valid.is_empty() && self.0.records.pods().is_empty() {
+        if self.0.records.pods().is_empty() {
             match sys::netns::release_dir(&self.0.netns_dir) {
                 Ok(()) => self.0.state().prepared = false,
                 Err(e) => tracing::warn!("{e}"),
@@ -420,7 +426,7 @@ impl Inner {
     }
 
     /// Only those that this daemon made: others may pin theirs in the same directory.
-    fn sweep_namespaces(&self, valid: &HashSet<&PodId>) {
+    fn sweep_namespaces(&self, keep: impl Fn(&PodId) -> bool) {
         for entry in std::fs::read_dir(&self.netns_dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let pod = name
@@ -429,7 +435,7 @@ impl Inner {
                 .and_then(|id| id.parse::<PodId>().ok());
             let Some(pod) = pod else { continue };
             let recorded = matches!(self.records.load(&pod), Ok(Some(_)) | Err(_));
-            if recorded || valid.contains(&pod) {
+            if recorded || keep(&pod) {
                 continue;
             }
             let Ok(_turn) = self.turn(&pod) else { continue };

@@ -372,3 +372,43 @@ async fn what_a_later_version_wrote_is_left_alone() {
     engine.remove_pod(pod.as_str()).await.unwrap();
     eventually("nothing is left", || node.leftovers().is_empty()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn networks_of_nobody_are_released_while_pods_come_and_go() {
+    if !private("networks_of_nobody_are_released_while_pods_come_and_go") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open_with(|settings| settings.sweep_every = Duration::from_millis(10)).await;
+    let stray = network::Attachment {
+        pod: oci::PodId::from_random([9; 32]),
+        name: "stray".to_owned(),
+        namespace: "test".to_owned(),
+        uid: "uid".to_owned(),
+        ports: Vec::new(),
+        cgroup_parent: String::new(),
+        annotations: Default::default(),
+        dns: None,
+    };
+    let attached = node.network().attach(&stray).await.unwrap();
+    let mut pods = Vec::new();
+    for n in 0..6 {
+        let name = format!("p{n}");
+        let pod = engine.run_pod(node.pod(&name)).await.unwrap();
+        if n % 2 == 0 {
+            pods.push(pod);
+        } else {
+            engine.remove_pod(pod.as_str()).await.unwrap();
+        }
+    }
+    eventually("the stray one is released", || !attached.netns.exists()).await;
+    let mut owed = node.network().owed();
+    (owed.sort(), pods.sort());
+    assert_eq!(owed, pods, "the others keep theirs");
+    for pod in &pods {
+        let netns = engine.pod_status(pod.as_str()).unwrap().netns.unwrap();
+        assert!(sys::netns::is_pinned(&netns), "{}", netns.display());
+        engine.remove_pod(pod.as_str()).await.unwrap();
+    }
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}
