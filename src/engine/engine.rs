@@ -28,6 +28,9 @@ use crate::step::Step;
 use crate::view::ContainerView;
 use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, sandbox, usage};
 
+/// How long [`Engine::drain`] waits for directories that are being removed.
+const TRASH_DEADLINE: Duration = Duration::from_secs(2);
+
 /// Cloneable handle of the engine. Every id may be given as a unique prefix.
 #[derive(Clone)]
 pub struct Engine {
@@ -323,6 +326,8 @@ impl Engine {
         if tokio::time::timeout(self.ctx.settings.drain_deadline, all).await.is_err() {
             tracing::warn!("some operations have not ended; the next daemon finishes or undoes them");
         }
+        // most often little; a writable layer of millions of files is left to the next daemon
+        let _ = tokio::time::timeout(TRASH_DEADLINE, self.ctx.trash.emptied()).await;
     }
 
     /// More about a pod, for `crictl inspectp`; values are JSON texts.

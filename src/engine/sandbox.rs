@@ -20,7 +20,7 @@ use monitor::protocol::Sandbox;
 use network::{Attached, Attachment};
 use nix::mount::{MsFlags, mount};
 
-use crate::config::{NamespaceMode, PodConfig, Protocol};
+use crate::config::{Dns, NamespaceMode, PodConfig, Protocol};
 use crate::context::Context;
 use crate::debts::{Debt, blocking};
 use crate::process::{self, Monitor};
@@ -134,7 +134,7 @@ fn check_sysctl(config: &PodConfig, name: &str) -> Result<()> {
     let uts = ["kernel.domainname"].contains(&name);
     let refuse = |why: &str| Err(Error::new(Kind::Invalid, format!("sysctl {name}: {why}")));
     match (net, ipc, uts) {
-        // skipped for host network, see `sysctls`
+        (true, _, _) if !own_network(config) => refuse("the pod uses the node's network"),
         (true, _, _) => Ok(()),
         (_, true, _) if !own_ipc(config) => refuse("the pod uses the node's IPC namespace"),
         (_, true, _) => Ok(()),
@@ -167,9 +167,10 @@ pub(crate) async fn set_up(ctx: &Arc<Context>, mut record: PodRecord, step: &Ste
     let (ctx, kept) = (ctx.clone(), record.clone());
     let write = move || {
         write_hosts(&ctx.paths.run_pod(&kept.id), &kept)?;
-        record::write(&ctx.paths.pod(&kept.id), &kept, Outlive::PowerCut)
+        let dir = ctx.paths.pod(&kept.id);
+        record::write(&dir, &kept, Outlive::PowerCut).map_err(|e| named("write the record in", &dir, e))
     };
-    blocking(write).await.map_err(|e| Error::because(Kind::Internal, "write the pod's record", e))?;
+    blocking(write).await.map_err(|e| Error::because(Kind::Internal, "complete the pod's files", e))?;
     Ok(SetUp { record, monitor })
 }
 
@@ -189,7 +190,7 @@ fn prepare(ctx: &Context, record: &PodRecord) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|e| named("make", &dir, e))?;
     let config = &record.config;
     write_file(&dir.join("hostname"), format!("{}\n", hostname(config)).as_bytes())?;
-    write_file(&dir.join("resolv.conf"), &resolv_conf(config))?;
+    write_file(&dir.join("resolv.conf"), &resolv_conf(config, Path::new("/etc/resolv.conf")))?;
     if own_ipc(config) {
         mount_shm(&ctx.paths.shm(&record.id), ctx.settings.shm_size)?;
     }
@@ -223,9 +224,10 @@ pub(crate) fn hostname(config: &PodConfig) -> String {
     nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The pod's resolv.conf; the node may have none, then it is empty.
-fn resolv_conf(config: &PodConfig) -> Vec<u8> {
-    let Some(dns) = &config.dns else { return fs::read("/etc/resolv.conf").unwrap_or_default() };
+/// The pod's resolv.conf: the node's when nothing is asked for; the node may have none, then it is empty.
+fn resolv_conf(config: &PodConfig, node: &Path) -> Vec<u8> {
+    let asked = |dns: &&Dns| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty());
+    let Some(dns) = config.dns.as_ref().filter(asked) else { return fs::read(node).unwrap_or_default() };
     let mut text = String::new();
     if !dns.searches.is_empty() {
         text += &format!("search {}\n", dns.searches.join(" "));
@@ -256,14 +258,8 @@ fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
     text
 }
 
-/// Sysctls to set: those of the network make no sense in the node's, where the kubelet refuses them anyway.
-fn sysctls(config: &PodConfig) -> crate::config::Strings {
-    let wanted = |name: &str| own_network(config) || !name.starts_with("net.");
-    config.sysctls.iter().filter(|(name, _)| wanted(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
-}
-
 fn net_sysctls(config: &PodConfig) -> bool {
-    own_network(config) && config.sysctls.keys().any(|name| name.starts_with("net."))
+    config.sysctls.keys().any(|name| name.starts_with("net."))
 }
 
 async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::PathBuf>) -> Result<Monitor> {
@@ -274,7 +270,7 @@ async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::
         ipc: own_ipc(config),
         pid: config.namespaces.pid == NamespaceMode::Pod,
         netns,
-        sysctls: sysctls(config),
+        sysctls: config.sysctls.clone(),
     };
     let dir = ctx.paths.run_pod(&record.id);
     let text = serde_json::to_vec(&sandbox).map_err(io::Error::from);
@@ -359,31 +355,29 @@ mod tests {
         assert!(with("net.ipv4.ip_forward", |_| ()));
         assert!(with("kernel.shm_rmid_forced", |_| ()));
         assert!(with("fs.mqueue.msg_max", |_| ()));
+        assert!(!with("net.ipv4.ip_forward", |c| c.namespaces.network = NamespaceMode::Node));
         assert!(!with("kernel.shm_rmid_forced", |c| c.namespaces.ipc = NamespaceMode::Node));
         assert!(!with("vm.swappiness", |_| ()));
         assert!(!with("kernel.hostname", |_| ()));
     }
 
     #[test]
-    fn net_sysctls_are_left_out_with_the_nodes_network() {
-        let mut config = config();
-        config.sysctls =
-            [("net.a".to_owned(), "1".to_owned()), ("kernel.sem".to_owned(), "2".to_owned())].into();
-        assert_eq!(sysctls(&config).len(), 2);
-        config.namespaces.network = NamespaceMode::Node;
-        assert_eq!(sysctls(&config).into_keys().collect::<Vec<_>>(), ["kernel.sem"]);
-    }
-
-    #[test]
     fn files() {
         let mut config = config();
-        config.dns = Some(crate::config::Dns {
+        config.dns = Some(Dns {
             servers: vec!["10.0.0.1".to_owned(), "fd00::1".to_owned()],
             searches: vec!["a".to_owned(), "b".to_owned()],
             options: vec!["ndots:5".to_owned()],
         });
-        let text = String::from_utf8(resolv_conf(&config)).unwrap();
+        let text = String::from_utf8(resolv_conf(&config, Path::new("/none"))).unwrap();
         assert_eq!(text, "search a b\nnameserver 10.0.0.1\nnameserver fd00::1\noptions ndots:5\n");
+        let node = tempfile::NamedTempFile::new().unwrap();
+        fs::write(node.path(), "nameserver 9.9.9.9\n").unwrap();
+        for nothing in [None, Some(Dns::default())] {
+            config.dns = nothing;
+            assert_eq!(resolv_conf(&config, node.path()), b"nameserver 9.9.9.9\n");
+        }
+        assert_eq!(resolv_conf(&config, Path::new("/none")), b"");
         assert!(hosts("pod", &["10.1.2.3".parse().unwrap()]).ends_with("10.1.2.3\tpod\n"));
     }
 

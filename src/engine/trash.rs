@@ -7,8 +7,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use crate::debts::{FIRST_PAUSE, LONGEST_PAUSE, blocking};
@@ -19,19 +20,36 @@ const PREFIX: &str = ".gone-";
 
 /// Where trees are thrown.
 #[derive(Debug)]
-pub(crate) struct Trash(mpsc::UnboundedSender<PathBuf>);
+pub(crate) struct Trash {
+    thrown: mpsc::UnboundedSender<PathBuf>,
+    /// How many are not removed yet.
+    left: Arc<watch::Sender<usize>>,
+}
 
 impl Trash {
     /// Take up what was left in these directories, and everything that is thrown later. The task ends with the value.
     pub(crate) fn open(dirs: &[PathBuf]) -> io::Result<Trash> {
-        let (trash, thrown) = mpsc::unbounded_channel();
+        let (thrown, taken) = mpsc::unbounded_channel();
+        let trash = Trash { thrown, left: Arc::default() };
         for dir in dirs {
             for name in record::names(dir)?.iter().filter(|name| name.starts_with(PREFIX)) {
-                let _ = trash.send(dir.join(name));
+                trash.take(dir.join(name));
             }
         }
-        tokio::spawn(empty(thrown));
-        Ok(Trash(trash))
+        tokio::spawn(empty(taken, trash.left.clone()));
+        Ok(trash)
+    }
+
+    fn take(&self, gone: PathBuf) {
+        self.left.send_modify(|left| *left += 1);
+        // when the task has ended, the next daemon finds it
+        let _ = self.thrown.send(gone);
+    }
+
+    /// Wait until all that was thrown is removed.
+    pub(crate) async fn emptied(&self) {
+        // the sender is ours, so it is not gone
+        let _ = self.left.subscribe().wait_for(|left| *left == 0).await;
     }
 
     /// Make a tree vanish from its place; gone already is success.
@@ -44,13 +62,12 @@ impl Trash {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other?,
         }
-        // when the task has ended, the next daemon finds it
-        let _ = self.0.send(gone);
+        self.take(gone);
         Ok(())
     }
 }
 
-async fn empty(mut thrown: mpsc::UnboundedReceiver<PathBuf>) {
+async fn empty(mut thrown: mpsc::UnboundedReceiver<PathBuf>, left: Arc<watch::Sender<usize>>) {
     while let Some(tree) = thrown.recv().await {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -60,20 +77,13 @@ async fn empty(mut thrown: mpsc::UnboundedReceiver<PathBuf>) {
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+        left.send_modify(|left| *left -= 1);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    async fn gone(path: &Path) {
-        let begun = std::time::Instant::now();
-        while path.exists() {
-            assert!(begun.elapsed().as_secs() < 60, "{} is still there", path.display());
-            tokio::task::yield_now().await;
-        }
-    }
 
     #[tokio::test]
     async fn what_is_thrown_vanishes_at_once_and_is_removed() {
@@ -86,7 +96,7 @@ mod tests {
         trash.throw(&tree).unwrap();
         assert!(!tree.exists());
         trash.throw(&tree).unwrap();
-        gone(&dir.path().join(".gone-abc")).await;
-        gone(&dir.path().join(".gone-old")).await;
+        tokio::time::timeout(std::time::Duration::from_secs(60), trash.emptied()).await.unwrap();
+        assert_eq!(record::names(dir.path()).unwrap(), Vec::<String>::new());
     }
 }
