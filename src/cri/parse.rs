@@ -9,6 +9,7 @@
 pub(crate) mod container;
 pub(crate) mod filter;
 pub(crate) mod image;
+mod mount;
 pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod security;

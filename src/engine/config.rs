@@ -218,13 +218,32 @@ pub enum Propagation {
     Bidirectional,
 }
 
-/// A bind mount of a container (CRI Mount).
+/// The image of an image volume (CRI ImageSpec).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeImage {
+    /// As the request names it: an id, or a reference.
+    pub name: String,
+    /// As the user named it in the pod; returned in status.
+    pub user_specified: String,
+}
+
+/// A mount of a container: a path of the node or the content of an image (CRI Mount).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Absolute path in the container.
     pub container_path: String,
-    /// Path on the node; a symbolic link is followed.
+    /// Path on the node; a symbolic link is followed. Empty with `image`.
     pub host_path: String,
+    /// Instead of `host_path`; always read-only.
+    #[serde(default)]
+    pub image: Option<VolumeImage>,
+    /// Path in the image; empty: its root.
+    #[serde(default)]
+    pub image_sub_path: String,
+    /// `noexec`, `nodev`, `nosuid`.
+    #[serde(default)]
+    pub options: Vec<String>,
     /// Read-only.
     #[serde(default)]
     pub readonly: bool,
@@ -237,7 +256,7 @@ pub struct Mount {
     /// Read-only for the mounts below it as well; needs `readonly` and `Private`.
     #[serde(default)]
     pub recursive_read_only: bool,
-    /// Whether the request asked for an image volume, id mappings, or mount options (a later version).
+    /// Whether the request asked for id mappings (a later version).
     #[serde(default)]
     pub unsupported: Option<String>,
 }

@@ -169,6 +169,7 @@ impl Container {
             created_at: record.created_at,
             image_id: record.image_id.clone(),
             image_ref: record.image_ref.clone(),
+            volume_refs: record.volume_refs.clone(),
             log_path: record.log_path.clone(),
             resources: record.resources.clone(),
             stop_signal: record.stop_signal,

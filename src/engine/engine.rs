@@ -297,6 +297,7 @@ impl Engine {
             runtime: self.ctx.index.admit().map_err(|e| e.chain()),
             network: self.ctx.network.status().await,
             handlers: self.ctx.settings.handlers.clone(),
+            recursive_read_only: sys::mount::can_change_recursively(),
         }
     }
 

@@ -72,6 +72,7 @@ pub(crate) fn container(n: u8, pod: &PodRecord) -> ContainerRecord {
         created_at: 1,
         image_id: String::new(),
         image_ref: String::new(),
+        volume_refs: Default::default(),
         log_path: Default::default(),
         stop_signal: 15,
         user: None,

@@ -9,6 +9,7 @@
 //! A container's record is written last when it is made: a container directory without one is swept. That it
 //! started is not written before the start, because its monitor knows it; see `recovery`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -124,6 +125,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) created_at: i64,
     pub(crate) image_id: String,
     pub(crate) image_ref: String,
+    /// Of image volumes: what they show, by their place in the config's list of mounts.
+    #[serde(default)]
+    pub(crate) volume_refs: BTreeMap<usize, String>,
     /// Empty: no log.
     #[serde(default)]
     pub(crate) log_path: PathBuf,

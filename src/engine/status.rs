@@ -1,5 +1,6 @@
 //! What the engine answers: snapshots of pods and containers, filters, and figures.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -79,6 +80,8 @@ pub struct ContainerStatus {
     pub image_id: String,
     /// A repo digest of the image (`name@sha256:…`) when it has one, else the image id.
     pub image_ref: String,
+    /// As `image_ref`, of the images of its image volumes, by their place in the config's list of mounts.
+    pub volume_refs: BTreeMap<usize, String>,
     /// Whole path of the log file; empty: none.
     pub log_path: PathBuf,
     /// Limits in force (after UpdateContainerResources).
@@ -177,4 +180,6 @@ pub struct NodeStatus {
     pub network: Result<(), String>,
     /// RuntimeClass handlers besides the default one.
     pub handlers: Vec<String>,
+    /// Whether mounts can be made read-only with all below them.
+    pub recursive_read_only: bool,
 }

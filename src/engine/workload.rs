@@ -83,6 +83,7 @@ impl Pod {
             created_at: now(),
             image_id: String::new(),
             image_ref: String::new(),
+            volume_refs: Default::default(),
             log_path: bundle::log_path(&self.record.config, &config),
             stop_signal: nix::libc::SIGTERM,
             user: None,

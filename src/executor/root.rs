@@ -38,6 +38,8 @@ pub(crate) struct Root {
     late_read_only: Vec<OwnedFd>,
     /// SELinux label for new file systems.
     label: Option<String>,
+    /// Where it is mounted.
+    place: PathBuf,
 }
 
 /// Copies of the sources of all bind mounts, in the order of the entries.
@@ -56,17 +58,49 @@ fn copy_source(entry: &Entry) -> Option<Result<OwnedFd>> {
 /// An overlay file system of layers, mounted at a path: `lowerdir=a:b` (topmost first), `upperdir=`, `workdir=`, others.
 fn overlay(entry: &Entry, label: Option<&str>, path: &Path) -> Result<OwnedFd> {
     let object = entry.data.iter().find_map(|o| o.strip_prefix("upperdir=")).unwrap_or("/");
-    let fs = FileSystem::open("overlay").step("open file system", "overlay")?;
-    match configure_overlay(&fs, entry, label) {
-        Ok(true) => {}
-        Ok(false) => return overlay_in_one(entry, label, path).step("mount the root overlay", object),
-        Err(e) => return Err(explain(&fs, &e, "mount the root overlay", object)),
-    }
-    let fd =
-        fs.mount(entry.attributes.set).map_err(|e| explain(&fs, &e, "mount the root overlay", object))?;
+    let step = "mount the root overlay";
+    let Some(fd) = overlay_by_layer(entry, label).map_err(|e| e.at(step, object))? else {
+        return overlay_in_one(entry, label, path).step(step, object);
+    };
     let place = open_place(path)?;
     mount::attach(fd.as_fd(), place.as_fd()).step("mount the root at", path.display())?;
     Ok(fd)
+}
+
+/// As [`overlay`], but mounted nowhere yet. An older kernel has to mount it somewhere first: at `place`, a directory that
+/// nobody else looks at.
+fn detached_overlay(entry: &Entry, label: Option<&str>, place: &Path) -> Result<OwnedFd> {
+    let (step, object) = ("mount overlay at", entry.destination.display());
+    if let Some(fd) = overlay_by_layer(entry, label).map_err(|e| e.at(step, &object))? {
+        return Ok(fd);
+    }
+    let there = overlay_in_one(entry, label, place).step(step, &object)?;
+    let copy = mount::copy(there.as_fd(), false);
+    drop(there);
+    nix::mount::umount2(place, nix::mount::MntFlags::MNT_DETACH).step(step, &object)?;
+    copy.step(step, &object)
+}
+
+/// An errno and what the file system itself says.
+struct Complaint(io::Error, String);
+
+impl Complaint {
+    fn at(&self, step: &str, object: impl std::fmt::Display) -> Error {
+        let Complaint(error, complaint) = self;
+        let errno = crate::errno_text(error);
+        let cause = if complaint.is_empty() { errno } else { format!("{errno}: {complaint}") };
+        Error::new(crate::Kind::Internal, step, object, cause)
+    }
+}
+
+/// A detached overlay. `None`: this kernel (before 6.5) does not take layers one by one.
+fn overlay_by_layer(entry: &Entry, label: Option<&str>) -> std::result::Result<Option<OwnedFd>, Complaint> {
+    let fs = FileSystem::open("overlay").map_err(|e| Complaint(e, String::new()))?;
+    let made = configure_overlay(&fs, entry, label).and_then(|whole| match whole {
+        true => fs.mount(entry.attributes.set).map(Some),
+        false => Ok(None),
+    });
+    made.map_err(|e| Complaint(e, fs.complaint()))
 }
 
 /// One call per layer. `false`: this kernel (before 6.5) cannot take them so.
@@ -139,13 +173,6 @@ fn open_place(path: &Path) -> Result<OwnedFd> {
     })
 }
 
-/// An errno with what the file system itself says.
-fn explain(fs: &FileSystem, error: &io::Error, step: &str, object: impl std::fmt::Display) -> Error {
-    let (complaint, errno) = (fs.complaint(), crate::errno_text(error));
-    let cause = if complaint.is_empty() { errno } else { format!("{errno}: {complaint}") };
-    Error::new(crate::Kind::Internal, step, object, cause)
-}
-
 /// Layers are separated by colons; `\:` is a colon in a name.
 fn split_layers(text: &str) -> Vec<String> {
     let mut layers = Vec::new();
@@ -179,7 +206,7 @@ impl Root {
         };
         mount::change(fd.as_fd(), Attributes::default(), Some(Propagation::Private), true)
             .step("make the root private", path.display())?;
-        Ok(Root { fd, devpts: None, late_read_only: Vec::new(), label })
+        Ok(Root { fd, devpts: None, late_read_only: Vec::new(), label, place: path.to_owned() })
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -195,6 +222,7 @@ impl Root {
                 self.add_bind(entry, &copy)
             }
             Source::Cgroup => self.add_cgroup(entry, cgroup),
+            Source::FileSystem { kind, .. } if kind == "overlay" => self.add_overlay(entry),
             Source::FileSystem { kind, source } => self.add_file_system(entry, kind, source),
             Source::Remount => {
                 let target = self.find(entry)?;
@@ -229,6 +257,14 @@ impl Root {
         mount::attach(copy.as_fd(), target.as_fd()).step("bind mount to", entry.destination.display())
     }
 
+    /// An overlay that is not the root: the content of an image as a volume.
+    fn add_overlay(&self, entry: &Entry) -> Result<()> {
+        let target = self.target(entry, Make::Directory)?;
+        let new = detached_overlay(entry, self.label.as_deref(), &self.place)?;
+        finish(entry, new.as_fd())?;
+        mount::attach(new.as_fd(), target.as_fd()).step("mount overlay at", entry.destination.display())
+    }
+
     fn add_file_system(&mut self, entry: &Entry, kind: &str, source: &str) -> Result<()> {
         let target = match kind {
             "proc" | "sysfs" => self.plain_target(entry)?,
@@ -250,7 +286,9 @@ impl Root {
                 mount::change(copy.as_fd(), entry.attributes, None, true).step("bind mount", "/sys")?;
                 copy
             }
-            other => other.map_err(|e| explain(&fs, &e, &step, entry.destination.display()))?,
+            other => {
+                other.map_err(|e| Complaint(e, fs.complaint()).at(&step, entry.destination.display()))?
+            }
         };
         finish(&Entry { attributes: Attributes::default(), ..entry.clone() }, new.as_fd())?;
         mount::attach(new.as_fd(), target.as_fd()).step("mount at", entry.destination.display())?;
@@ -465,6 +503,9 @@ mod tests {
             mount::propagate_all(Propagation::Private).unwrap();
             let fd = overlay_in_one(&entry, None, &path("place")).unwrap();
             inside::find(fd.as_fd(), Path::new("/deepest")).unwrap();
+            // a copy of it can be mounted elsewhere when it itself is gone, as detached_overlay does it
+            let copy = mount::copy(fd.as_fd(), false).unwrap();
+            inside::find(copy.as_fd(), Path::new("/deepest")).unwrap();
             assert!(
                 std::fs::read_to_string("/proc/thread-self/mounts")
                     .unwrap()

@@ -9,7 +9,8 @@
 //! | `manifest`, `hash` | documents and digests |
 //! | `layer`, `tar`, `pax`, `extract`, `walk` | a blob becomes a directory |
 //! | `skeleton`, `view`, `users` | what a stack of layers shows |
-//! | `store`, `layout`, `record`, `recover` | what is here, on disk and in memory |
+//! | `content` | a path of an image, to be shown as a volume |
+//! | `store`, `holds`, `layout`, `record`, `recover` | what is here, on disk and in memory |
 //!
 //! Async code asks the network; everything that touches layers or records runs on blocking threads.
 
@@ -17,6 +18,7 @@
 
 mod auth;
 mod challenge;
+mod content;
 mod download;
 mod error;
 mod extract;
@@ -24,6 +26,7 @@ mod extract;
 mod extract_tests;
 mod failure;
 mod hash;
+mod holds;
 mod hosts;
 mod layer;
 mod layout;
@@ -44,6 +47,7 @@ mod view;
 mod walk;
 
 pub use auth::Auth;
+pub use content::Content;
 pub use error::{Error, Kind, Result};
 pub use manifest::ImageConfig;
 pub use settings::Settings;

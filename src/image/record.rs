@@ -33,7 +33,18 @@ pub(crate) struct ImageRecord {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct HoldRecord {
     pub(crate) version: u32,
+    /// What its root is made of.
     pub(crate) image: ImageRecord,
+    /// What it shows besides, as volumes.
+    #[serde(default)]
+    pub(crate) volumes: Vec<ImageRecord>,
+}
+
+impl HoldRecord {
+    /// All images that are held.
+    pub(crate) fn images(&self) -> impl Iterator<Item = &ImageRecord> {
+        std::iter::once(&self.image).chain(&self.volumes)
+    }
 }
 
 /// A layer: `layers/<diff id>/layer.json`, written before the directory is renamed into place.

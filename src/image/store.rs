@@ -29,7 +29,7 @@ use crate::error::{Error, Kind, Result};
 use crate::layout::{Layout, Scratch};
 use crate::manifest::{Config, ImageConfig};
 use crate::pull::{self, Joined};
-use crate::record::{self, HoldRecord, ImageRecord, VERSION};
+use crate::record::{HoldRecord, ImageRecord};
 use crate::remote::Health;
 use crate::settings::Settings;
 
@@ -123,7 +123,7 @@ pub(crate) struct Inner {
 /// A handle of the image store.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 impl Inner {
@@ -234,7 +234,7 @@ impl Inner {
     }
 
     /// The directories to stack for an image, topmost first.
-    fn lower(&self, state: &State, record: &ImageRecord) -> Result<Vec<PathBuf>> {
+    pub(crate) fn lower(&self, state: &State, record: &ImageRecord) -> Result<Vec<PathBuf>> {
         let mut lower = Vec::new();
         let skeleton = self.layout.skeleton(&record.id).join("fs");
         if skeleton.exists() {
@@ -279,7 +279,8 @@ pub(crate) fn load(layout: &Layout, settings: &Settings, record: &ImageRecord) -
 
 impl State {
     fn records(&self) -> impl Iterator<Item = &ImageRecord> {
-        self.images.values().map(|image| &image.record).chain(self.holds.values().map(|hold| &hold.image))
+        let held = self.holds.values().flat_map(HoldRecord::images);
+        self.images.values().map(|image| &image.record).chain(held)
     }
 
     fn kept_layers(&self) -> HashSet<Digest> {
@@ -309,7 +310,7 @@ impl State {
         stack
     }
 
-    fn find(&self, name: &str) -> Option<&ImageState> {
+    pub(crate) fn find(&self, name: &str) -> Option<&ImageState> {
         if let Ok(id) = name.parse::<Digest>() {
             return self.images.get(&id);
         }
@@ -396,83 +397,6 @@ impl Store {
         let layers = state.layers.values();
         let (bytes, inodes) = layers.fold((0, 0), |(b, i), layer| (b + layer.bytes, i + layer.inodes));
         Ok(Usage { path: self.inner.layout.root().to_owned(), bytes, inodes, at: SystemTime::now() })
-    }
-
-    /// Keeps the image's layers on disk for `holder`, across restarts and the image's removal, until it is released. The
-    /// same holder asking again gets the same layers. Not synced: a power cut ends the holder as well.
-    pub async fn hold(&self, image_id: &str, holder: &ContainerId) -> Result<Rootfs> {
-        let (name, holder) = (image_id.to_owned(), holder.clone());
-        let held = self.inner.on_disk(move |inner| {
-            let known = inner.state().holds.get(&holder).map(|hold| hold.image.clone());
-            let record = match known {
-                Some(record) => record,
-                None => {
-                    let found = inner.state().find(&name).map(|image| image.record.clone());
-                    let record =
-                        found.ok_or_else(|| Error::new(Kind::NotFound, format!("no image {name:?}")))?;
-                    inner.write_hold(&holder, &record)?;
-                    record
-                }
-            };
-            let listed = inner.state().images.get(&record.id).map(|image| Arc::clone(&image.image));
-            let image = match listed {
-                Some(image) => image,
-                None => Arc::new(inner.load(&record)?),
-            };
-            let lower = inner.lower(&inner.state(), &record)?;
-            Ok(Rootfs { lower, image })
-        });
-        held.await
-    }
-
-    /// Lets go of what `holder` holds. One that holds nothing is fine.
-    pub async fn release(&self, holder: &ContainerId) -> Result<()> {
-        let holder = holder.clone();
-        let released = self.inner.on_disk(move |inner| inner.drop_holds(|other| *other != holder));
-        drop_elsewhere(released.await?);
-        Ok(())
-    }
-
-    /// Lets go of everything that is held by others than these: for a daemon that knows all its containers.
-    pub async fn retain(&self, holders: &HashSet<ContainerId>) {
-        let holders = holders.clone();
-        match self.inner.on_disk(move |inner| inner.drop_holds(|other| holders.contains(other))).await {
-            Ok(trash) => drop_elsewhere(trash),
-            Err(e) => tracing::warn!("release layers of containers that are gone: {e}"),
-        }
-    }
-}
-
-impl Inner {
-    fn write_hold(&self, holder: &ContainerId, image: &ImageRecord) -> Result<()> {
-        let path = self.layout.hold(holder);
-        let hold = HoldRecord { version: VERSION, image: image.clone() };
-        let written = serde_json::to_vec(&hold)
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| record::write(&path, self.layout.scratch().path(), &bytes, false));
-        written.map_err(|e| Error::io(format!("write {}", path.display()), e))?;
-        self.state().holds.insert(holder.clone(), hold);
-        Ok(())
-    }
-
-    /// Drops the holds that are not to be kept; answers what nobody keeps any more.
-    fn drop_holds(&self, keep: impl Fn(&ContainerId) -> bool) -> Result<Vec<Scratch>> {
-        let gone: Vec<ContainerId> = self.state().holds.keys().filter(|h| !keep(h)).cloned().collect();
-        let mut last_of_its_image = false;
-        for holder in gone {
-            let path = self.layout.hold(&holder);
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io(format!("remove {}", path.display()), e));
-                }
-                _ => {}
-            }
-            let mut state = self.state();
-            let Some(hold) = state.holds.remove(&holder) else { continue };
-            last_of_its_image |= state.images.get(&hold.image.id).is_none_or(|i| i.record != hold.image);
-        }
-        // a listed image keeps its layers
-        Ok(if last_of_its_image { self.sweep() } else { Vec::new() })
     }
 }
 

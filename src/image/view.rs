@@ -19,7 +19,37 @@ const MOST_LINKS: usize = 40;
 
 /// Layers, topmost first.
 pub(crate) struct View {
-    roots: Vec<OwnedFd>,
+    roots: Vec<Directory>,
+}
+
+/// A directory of one layer.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    fd: OwnedFd,
+    /// Its place on the host; no part below the layer's root is a link.
+    pub(crate) path: PathBuf,
+}
+
+impl Directory {
+    fn try_clone(&self) -> io::Result<Directory> {
+        Ok(Directory { fd: self.fd.try_clone()?, path: self.path.clone() })
+    }
+}
+
+/// What a path leads to, links followed.
+#[derive(Debug)]
+pub(crate) enum Resolved {
+    Nothing,
+    /// Something on the way is no directory.
+    Blocked,
+    /// The directories that are merged, topmost first.
+    Directory(Vec<Directory>),
+    Other {
+        fd: OwnedFd,
+        stat: FileStat,
+        /// As in [`Directory`].
+        path: PathBuf,
+    },
 }
 
 /// What stands at one name in one layer.
@@ -43,10 +73,11 @@ pub(crate) enum Found {
 enum Seen {
     Nothing,
     /// The directories that are merged, topmost first.
-    Directory(Vec<OwnedFd>),
+    Directory(Vec<Directory>),
     Other {
         fd: OwnedFd,
         stat: FileStat,
+        path: PathBuf,
     },
 }
 
@@ -60,7 +91,7 @@ pub(crate) fn is_opaque(directory: &OwnedFd) -> io::Result<bool> {
     Ok(false)
 }
 
-fn kind(stat: &FileStat) -> SFlag {
+pub(crate) fn kind(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT
 }
 
@@ -88,40 +119,48 @@ pub(crate) fn find(directory: &OwnedFd, name: &OsStr) -> io::Result<Found> {
     Ok(Found::Directory { opaque: is_opaque(&fd)?, fd })
 }
 
-fn look(directories: &[OwnedFd], name: &OsStr) -> io::Result<Seen> {
+fn look(directories: &[Directory], name: &OsStr) -> io::Result<Seen> {
     let mut merged = Vec::new();
     for directory in directories {
-        match find(directory, name)? {
+        let path = || directory.path.join(name);
+        match find(&directory.fd, name)? {
             Found::Nothing => {}
             Found::Whiteout => break,
             Found::Directory { fd, opaque } => {
-                merged.push(fd);
+                merged.push(Directory { fd, path: path() });
                 if opaque {
                     break;
                 }
             }
-            Found::Other { fd, stat } if merged.is_empty() => return Ok(Seen::Other { fd, stat }),
+            Found::Other { fd, stat } if merged.is_empty() => {
+                return Ok(Seen::Other { fd, stat, path: path() });
+            }
             Found::Other { .. } => break,
         }
     }
     Ok(if merged.is_empty() { Seen::Nothing } else { Seen::Directory(merged) })
 }
 
-fn copies(fds: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
-    fds.iter().map(OwnedFd::try_clone).collect()
+fn copies(directories: &[Directory]) -> io::Result<Vec<Directory>> {
+    directories.iter().map(Directory::try_clone).collect()
 }
 
 impl View {
     /// A view of these layers, topmost first.
     pub(crate) fn new(layers: &[PathBuf]) -> io::Result<Self> {
-        let roots: Result<Vec<OwnedFd>, path::Error> =
-            layers.iter().map(|l| path::open_directory(l)).collect();
-        Ok(View { roots: roots? })
+        let open = |layer: &PathBuf| -> io::Result<Directory> {
+            Ok(Directory { fd: path::open_directory(layer)?, path: layer.clone() })
+        };
+        Ok(View { roots: layers.iter().map(open).collect::<io::Result<_>>()? })
     }
 
     /// The content of a regular file, at most `limit` bytes; `None` when there is none of that name.
     pub(crate) fn read(&self, path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
-        let Some((fd, stat)) = self.resolve(path)? else { return Ok(None) };
+        let (fd, stat) = match self.resolve(path)? {
+            Resolved::Nothing | Resolved::Blocked => return Ok(None),
+            Resolved::Directory(_) => return Err(io::Error::from(io::ErrorKind::IsADirectory)),
+            Resolved::Other { fd, stat, .. } => (fd, stat),
+        };
         if kind(&stat) != SFlag::S_IFREG {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
         }
@@ -135,8 +174,8 @@ impl View {
         Ok(Some(bytes))
     }
 
-    /// What `path` leads to, links followed, when that is no directory.
-    fn resolve(&self, path: &Path) -> io::Result<Option<(OwnedFd, FileStat)>> {
+    /// What `path` leads to, links followed.
+    pub(crate) fn resolve(&self, path: &Path) -> io::Result<Resolved> {
         let parts = |bytes: &[u8]| -> Vec<Vec<u8>> {
             let parts = bytes.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
             parts.rev().map(<[u8]>::to_vec).collect()
@@ -154,9 +193,9 @@ impl View {
             }
             let here = way.last().map(Vec::as_slice).unwrap_or_default();
             match look(here, OsStr::from_bytes(&name))? {
-                Seen::Nothing => return Ok(None),
+                Seen::Nothing => return Ok(Resolved::Nothing),
                 Seen::Directory(merged) => way.push(merged),
-                Seen::Other { fd, stat } if kind(&stat) == SFlag::S_IFLNK => {
+                Seen::Other { fd, stat, .. } if kind(&stat) == SFlag::S_IFLNK => {
                     links += 1;
                     if links > MOST_LINKS {
                         return Err(Errno::ELOOP.into());
@@ -167,9 +206,12 @@ impl View {
                     }
                     todo.extend(parts(target.as_bytes()));
                 }
-                Seen::Other { fd, stat } => return Ok(todo.is_empty().then_some((fd, stat))),
+                Seen::Other { fd, stat, path } if todo.is_empty() => {
+                    return Ok(Resolved::Other { fd, stat, path });
+                }
+                Seen::Other { .. } => return Ok(Resolved::Blocked),
             }
         }
-        Err(io::Error::from(io::ErrorKind::IsADirectory))
+        Ok(Resolved::Directory(way.pop().unwrap_or_default()))
     }
 }

@@ -192,6 +192,21 @@ pub fn change(
     })
 }
 
+/// Whether this kernel can change attributes of a mount and of all below it at once (mount_setattr(2), Linux 5.12).
+pub fn can_change_recursively() -> bool {
+    use std::os::fd::AsFd;
+    let Ok(root) = nix::fcntl::open(
+        "/",
+        nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    ) else {
+        return false;
+    };
+    // Nothing is to be changed, so nothing is; what is not there answers ENOSYS.
+    let asked = change(root.as_fd(), Attributes::default(), None, true);
+    !asked.is_err_and(|e| e.raw_os_error() == Some(libc::ENOSYS))
+}
+
 /// Change the propagation of the whole mount tree of this mount namespace.
 pub fn propagate_all(propagation: Propagation) -> io::Result<()> {
     use nix::mount::{MsFlags, mount};

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use engine::Result;
-use engine::config::{ContainerConfig, Device, Mount, Propagation, Strings};
+use engine::config::{ContainerConfig, Device, Strings};
 
 use super::{
-    absolute, enumeration, filled, inside, invalid, plain, required, resources, security, signal, unsupported,
+    absolute, filled, inside, invalid, mount, plain, required, resources, security, signal, unsupported,
 };
 use crate::proto::runtime::v1 as wire;
 
@@ -58,7 +58,7 @@ fn config(
         args: arguments(from.args, "config.args")?,
         working_dir: working_dir(from.working_dir)?,
         envs: variables(from.envs)?,
-        mounts: from.mounts.into_iter().enumerate().map(mount).collect::<Result<_>>()?,
+        mounts: from.mounts.into_iter().enumerate().map(mount::mount).collect::<Result<_>>()?,
         devices: from.devices.into_iter().enumerate().map(device).collect::<Result<_>>()?,
         labels: from.labels,
         annotations: from.annotations,
@@ -124,51 +124,6 @@ fn variables(from: Vec<wire::KeyValue>) -> Result<Vec<(String, Vec<u8>)>> {
         Ok((from.key, from.value))
     };
     from.into_iter().enumerate().map(one).collect()
-}
-
-fn mount((at, from): (usize, wire::Mount)) -> Result<Mount> {
-    let field = format!("config.mounts[{at}]");
-    if from.image.is_some_and(|image| image != wire::ImageSpec::default()) || !from.image_sub_path.is_empty()
-    {
-        return Err(unsupported(format_args!("{field}.image"), "image volumes are"));
-    }
-    if !from.uid_mappings.is_empty() || !from.gid_mappings.is_empty() {
-        return Err(unsupported(format_args!("{field}.uidMappings"), "id-mapped mounts are"));
-    }
-    if !from.mount_options.is_empty() {
-        return Err(unsupported(
-            format_args!("{field}.mount_options ({})", from.mount_options.join(",")),
-            "mount options are",
-        ));
-    }
-    let propagation = match enumeration(from.propagation, &format!("{field}.propagation"))? {
-        wire::MountPropagation::PropagationPrivate => Propagation::Private,
-        wire::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
-        wire::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
-    };
-    if from.recursive_read_only {
-        let field = format_args!("{field}.recursive_read_only").to_string();
-        if !from.readonly {
-            return Err(invalid(field, "set without readonly"));
-        }
-        if propagation != Propagation::Private {
-            return Err(invalid(field, "set although propagation is not PROPAGATION_PRIVATE"));
-        }
-    }
-    plain(&from.host_path, &format!("{field}.host_path"))?;
-    if !from.host_path.starts_with('/') {
-        let problem = format!("{:?} is not an absolute path", from.host_path);
-        return Err(invalid(format_args!("{field}.host_path"), problem));
-    }
-    Ok(Mount {
-        container_path: absolute(from.container_path, &format!("{field}.container_path"))?,
-        host_path: from.host_path,
-        readonly: from.readonly,
-        selinux_relabel: from.selinux_relabel,
-        propagation,
-        recursive_read_only: from.recursive_read_only,
-        unsupported: None,
-    })
 }
 
 fn device((at, from): (usize, wire::Device)) -> Result<Device> {
@@ -355,7 +310,6 @@ mod tests {
     #[test]
     fn what_is_not_built_yet_is_refused_by_name() {
         let map = vec![wire::IdMapping { host_id: 1, container_id: 0, length: 1 }];
-        let image = Some(wire::ImageSpec { image: "busybox".into(), ..Default::default() });
         let annotation: Strings = [("cdi.k8s.io/dra".to_owned(), "v/c=d".to_owned())].into();
         for (config, start) in [
             (C { windows: Some(Default::default()), ..least() }, "config.windows: Windows containers"),
@@ -364,18 +318,9 @@ mod tests {
                 "config.CDI_devices (v/c=d): CDI",
             ),
             (C { annotations: annotation, ..least() }, "config.annotations[cdi.k8s.io/dra]: CDI"),
-            (with_mount(wire::Mount { image, ..bind() }), "config.mounts[0].image: image volumes"),
-            (
-                with_mount(wire::Mount { image_sub_path: "etc".into(), ..bind() }),
-                "config.mounts[0].image: image volumes",
-            ),
             (
                 with_mount(wire::Mount { uid_mappings: map, ..bind() }),
                 "config.mounts[0].uidMappings: id-mapped",
-            ),
-            (
-                with_mount(wire::Mount { mount_options: vec!["noexec".into()], ..bind() }),
-                "config.mounts[0].mount_options (noexec): mount options",
             ),
         ] {
             let error = parse(config).unwrap_err();

@@ -29,7 +29,7 @@ pub(crate) fn status(from: &ContainerStatus, info: Strings) -> wire::ContainerSt
         message: times.message.to_owned(),
         labels: from.config.labels.clone(),
         annotations: from.config.annotations.clone(),
-        mounts: from.config.mounts.iter().map(mount).collect(),
+        mounts: mounts(from),
         log_path: from.log_path.to_string_lossy().into_owned(),
         resources: Some(wire::ContainerResources { linux: Some(resources(&from.resources)), windows: None }),
         image_id: from.image_id.clone(),
@@ -107,7 +107,13 @@ fn image(from: &ContainerConfig) -> wire::ImageSpec {
     }
 }
 
-fn mount(from: &Mount) -> wire::Mount {
+fn mounts(from: &ContainerStatus) -> Vec<wire::Mount> {
+    let all = from.config.mounts.iter().enumerate();
+    all.map(|(index, asked)| mount(asked, from.volume_refs.get(&index))).collect()
+}
+
+/// As it was asked for; of an image volume also which image it became.
+fn mount(from: &Mount, image_ref: Option<&String>) -> wire::Mount {
     let propagation = match from.propagation {
         Propagation::Private => wire::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => wire::MountPropagation::PropagationHostToContainer,
@@ -120,6 +126,14 @@ fn mount(from: &Mount) -> wire::Mount {
         selinux_relabel: from.selinux_relabel,
         propagation: propagation as i32,
         recursive_read_only: from.recursive_read_only,
+        image: from.image.as_ref().map(|image| wire::ImageSpec {
+            image: image.name.clone(),
+            user_specified_image: image.user_specified.clone(),
+            image_ref: image_ref.cloned().unwrap_or_default(),
+            ..Default::default()
+        }),
+        image_sub_path: from.image_sub_path.clone(),
+        mount_options: from.options.clone(),
         ..Default::default()
     }
 }
@@ -136,13 +150,27 @@ pub(crate) mod tests {
             config: Some(wire::ContainerConfig {
                 metadata: Some(wire::ContainerMetadata { name: "app".into(), attempt: 4 }),
                 image: Some(wire::ImageSpec { image: "busybox".into(), ..Default::default() }),
-                mounts: vec![wire::Mount {
-                    container_path: "/data".into(),
-                    host_path: "/srv".into(),
-                    readonly: true,
-                    propagation: 1,
-                    ..Default::default()
-                }],
+                mounts: vec![
+                    wire::Mount {
+                        container_path: "/data".into(),
+                        host_path: "/srv".into(),
+                        readonly: true,
+                        propagation: 1,
+                        mount_options: vec!["nodev".into()],
+                        ..Default::default()
+                    },
+                    wire::Mount {
+                        container_path: "/volume".into(),
+                        readonly: true,
+                        image: Some(wire::ImageSpec {
+                            image: "sha256:cc".into(),
+                            user_specified_image: "data:1".into(),
+                            ..Default::default()
+                        }),
+                        image_sub_path: "models".into(),
+                        ..Default::default()
+                    },
+                ],
                 labels: [("l".to_owned(), "1".to_owned())].into(),
                 annotations: [("a".to_owned(), "2".to_owned())].into(),
                 ..Default::default()
@@ -157,6 +185,7 @@ pub(crate) mod tests {
             created_at: 10,
             image_id: "sha256:aa".into(),
             image_ref: "docker.io/library/busybox@sha256:bb".into(),
+            volume_refs: [(1, "example.org/data@sha256:dd".into())].into(),
             log_path: "/var/log/pods/app/0.log".into(),
             resources: Resources { cpu_shares: 512, ..Resources::default() },
             stop_signal: 15,
@@ -185,6 +214,12 @@ pub(crate) mod tests {
         let mount = &got.mounts[0];
         assert_eq!((mount.container_path.as_str(), mount.host_path.as_str()), ("/data", "/srv"));
         assert_eq!((mount.readonly, mount.propagation), (true, 1));
+        assert_eq!((&mount.mount_options, &mount.image), (&vec!["nodev".to_owned()], &None));
+        let volume = &got.mounts[1];
+        assert_eq!((volume.host_path.as_str(), volume.image_sub_path.as_str()), ("", "models"));
+        let image = volume.image.as_ref().unwrap();
+        assert_eq!((image.image.as_str(), image.user_specified_image.as_str()), ("sha256:cc", "data:1"));
+        assert_eq!(image.image_ref, "example.org/data@sha256:dd");
         assert_eq!(got.log_path, "/var/log/pods/app/0.log");
         assert_eq!(got.resources.unwrap().linux.unwrap().cpu_shares, 512);
         let user = got.user.unwrap().linux.unwrap();

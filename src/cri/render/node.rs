@@ -23,7 +23,10 @@ pub(crate) fn status(from: NodeStatus, info: &Info, verbose: bool) -> wire::Stat
         condition("RuntimeReady", "RuntimeNotReady", from.runtime),
         condition("NetworkReady", "NetworkPluginNotReady", from.network),
     ];
-    let features = wire::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let features = wire::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: from.recursive_read_only,
+        user_namespaces: false,
+    };
     let handler = |name: String| wire::RuntimeHandler { name, features: Some(features) };
     // the empty name is the default handler
     let handlers = std::iter::once(String::new()).chain(from.handlers);
@@ -35,7 +38,7 @@ pub(crate) fn status(from: NodeStatus, info: &Info, verbose: bool) -> wire::Stat
         features: Some(wire::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: false,
+            mount_options: true,
         }),
     }
 }
@@ -65,6 +68,7 @@ mod tests {
             runtime: Ok(()),
             network: Err("no conflist in /etc/cni/net.d".into()),
             handlers: vec!["corten".into()],
+            recursive_read_only: true,
         };
         let info = Info { version: "0.1.0".into(), slow_request: Duration::ZERO, config: "{\"a\":1}".into() };
         let got = status(from.clone(), &info, false);
@@ -75,6 +79,12 @@ mod tests {
         assert_eq!(conditions[1].message, "no conflist in /etc/cni/net.d");
         let names: Vec<_> = got.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
         assert_eq!(names, ["", "corten"]);
+        let features = got.runtime_handlers.iter().map(|handler| handler.features.unwrap());
+        assert!(features.clone().all(|features| features.recursive_read_only_mounts));
+        assert!(got.features.unwrap().mount_options);
+        let old = NodeStatus { recursive_read_only: false, ..from.clone() };
+        let old = status(old, &info, false).runtime_handlers[0].features.unwrap();
+        assert!(!old.recursive_read_only_mounts);
         assert!(got.info.is_empty());
         assert_eq!(status(from, &info, true).info["config"], "{\"a\":1}");
     }

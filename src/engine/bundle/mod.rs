@@ -7,12 +7,13 @@
 //! build      facts ─▶ config.json, pure
 //! ```
 //!
-//! The parts: `process` (arguments, environment, user), `mounts`, `devices`, `security` (capabilities, seccomp,
+//! The parts: `process` (arguments, environment, user), `mounts`, `images` (volumes that are images), `devices`, `security` (capabilities, seccomp,
 //! AppArmor), `resources`. The root is an overlay that the executor mounts in the container's own mount namespace: the first
 //! entry of `mounts`, with destination `/`. Namespaces of the pod are named by path: those of its monitor, of its PID
 //! reaper, and the pinned network namespace.
 
 mod devices;
+mod images;
 mod mounts;
 mod process;
 pub(crate) mod resources;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use self::images::Images;
 use crate::config::{ContainerConfig, NamespaceMode, PodConfig};
 use crate::context::Context;
 use crate::record::{self, ContainerRecord, Outlive, PodRecord};
@@ -58,7 +60,7 @@ struct Facts {
     /// Pid of the pod's PID reaper, when its containers share a PID namespace.
     reaper: Option<i32>,
     user: process::User,
-    mounts: Vec<mounts::Bind>,
+    mounts: Vec<mounts::Extra>,
     devices: devices::Devices,
     /// JSON of `linux.seccomp`; `None`: unconfined.
     seccomp: Option<Value>,
@@ -123,14 +125,17 @@ pub(crate) async fn make(
     let image = image.ok_or_else(|| {
         Error::new(Kind::NotFound, format!("image {name} is not on this node; pull it first"))
     })?;
-    let rootfs = ctx.images.hold(&image.id, &record.id).await;
-    let rootfs = rootfs.map_err(|e| Error::from(e).within(format!("hold image {name}")))?;
-    record.image_id = rootfs.image.id.clone();
-    record.image_ref = rootfs.image.digests.first().unwrap_or(&rootfs.image.id).clone();
-    record.stop_signal = stop_signal(&record.config, &rootfs.image.config)?;
+    let root = ctx.images.hold(&image.id, &record.id).await;
+    let root = root.map_err(|e| Error::from(e).within(format!("hold image {name}")))?;
+    record.image_id = root.image.id.clone();
+    record.image_ref = images::reference(&root.image);
+    record.stop_signal = stop_signal(&record.config, &root.image.config)?;
+    let images = Images { root, volumes: images::hold_volumes(&ctx.images, &record).await? };
+    record.volume_refs =
+        images.volumes.iter().map(|(index, held)| (*index, images::reference(&held.image))).collect();
     step.enter("write the bundle");
     let (ctx, pod) = (ctx.clone(), pod.clone());
-    tokio::task::spawn_blocking(move || write(&ctx, &pod, record, &rootfs))
+    tokio::task::spawn_blocking(move || write(&ctx, &pod, record, &images))
         .await
         .map_err(|e| Error::because(Kind::Internal, "write the bundle", e))?
 }
@@ -169,20 +174,15 @@ fn signal_number(name: &str) -> Option<i32> {
     Some(signal as i32)
 }
 
-fn write(
-    ctx: &Context,
-    pod: &Pod,
-    mut record: ContainerRecord,
-    rootfs: &image::Rootfs,
-) -> Result<ContainerRecord> {
+fn write(ctx: &Context, pod: &Pod, mut record: ContainerRecord, images: &Images) -> Result<ContainerRecord> {
     let dir = ctx.paths.container(&record.id);
     let failed = |what: &'static str| move |e: io::Error| Error::because(Kind::Internal, what, e);
-    make_dirs(&dir, rootfs.lower.first()).map_err(failed("make the container's directories"))?;
+    make_dirs(&dir, images.root.lower.first()).map_err(failed("make the container's directories"))?;
     if let Some(parent) = record.log_path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(failed("make the log's directory"))?;
     }
-    let facts = gather(pod, &record, rootfs, &dir)?;
-    let spec = build(pod, &record, &rootfs.image.config, &facts)?;
+    let facts = gather(pod, &record, images, &dir)?;
+    let spec = build(pod, &record, &images.root.image.config, &facts)?;
     record.user = Some((facts.user.uid, facts.user.gid, facts.user.groups.clone()));
     let text =
         serde_json::to_vec(&spec).map_err(|e| Error::because(Kind::Internal, "write config.json", e))?;
@@ -206,7 +206,7 @@ fn make_dirs(dir: &Path, top: Option<&PathBuf>) -> io::Result<()> {
     fs::set_permissions(&upper, root.permissions())
 }
 
-fn gather(pod: &Pod, record: &ContainerRecord, rootfs: &image::Rootfs, dir: &Path) -> Result<Facts> {
+fn gather(pod: &Pod, record: &ContainerRecord, images: &Images, dir: &Path) -> Result<Facts> {
     let config = &record.config;
     let privileged = config.security.privileged;
     let capabilities = security::capabilities(&config.security)?;
@@ -215,12 +215,12 @@ fn gather(pod: &Pod, record: &ContainerRecord, rootfs: &image::Rootfs, dir: &Pat
         _ => None,
     };
     Ok(Facts {
-        lower: lower(rootfs, dir)?,
+        lower: lower(&images.root, dir)?,
         dir: dir.to_owned(),
         volatile: kernel_has_volatile(),
         reaper,
-        user: process::user(&config.security, &rootfs.image.config, &rootfs.lower)?,
-        mounts: mounts::gather(pod, config, rootfs, dir)?,
+        user: process::user(&config.security, &images.root.image.config, &images.root.lower)?,
+        mounts: mounts::gather(pod, config, images, dir)?,
         devices: devices::gather(config, privileged)?,
         seccomp: security::seccomp(&config.security, &capabilities)?,
         apparmor: security::apparmor(&config.security)?,
@@ -243,9 +243,7 @@ fn lower(rootfs: &image::Rootfs, dir: &Path) -> Result<Vec<PathBuf>> {
     if !rootfs.lower.is_empty() {
         return Ok(rootfs.lower.clone());
     }
-    let empty = dir.join("empty");
-    fs::create_dir(&empty).map_err(|e| Error::because(Kind::Internal, "make an empty layer", e))?;
-    Ok(vec![empty])
+    Ok(vec![images::empty(dir)?])
 }
 
 /// Overlayfs learnt `volatile` in 5.10.

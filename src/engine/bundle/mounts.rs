@@ -2,7 +2,7 @@
 //!
 //! A later mount may lie in an earlier one, so binds are sorted by depth. One that the request makes itself replaces ours
 //! of the same place. Sources are made absolute and links in them followed here, once; a source that is not there becomes a
-//! directory, as with the peers.
+//! directory, as with the peers. Volumes that are images: see `images`.
 
 use std::fs;
 use std::io;
@@ -12,17 +12,30 @@ use std::path::{Component, Path, PathBuf};
 use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 
+use super::images::{self, Images};
 use super::{Facts, Pod};
 use crate::config::{ContainerConfig, Mount, Propagation};
 use crate::{Error, Kind, Result, sandbox};
 
-/// A bind mount, looked at.
+/// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Bind {
-    pub(super) source: PathBuf,
+pub(super) enum Source {
+    /// A path of the node.
+    Path(PathBuf),
+    /// Directories of an image's layers, topmost first.
+    Layers(Vec<PathBuf>),
+}
+
+/// A mount that this container has besides the usual ones, looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Extra {
+    pub(super) source: Source,
     pub(super) destination: PathBuf,
     pub(super) options: Vec<&'static str>,
 }
+
+/// What `mount_options` can ask for.
+const OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
 fn invalid<T>(text: impl Into<String>) -> Result<T> {
     Err(Error::new(Kind::Invalid, text))
@@ -35,7 +48,7 @@ pub(super) fn check(config: &ContainerConfig) -> Result<()> {
         if let Some(what) = &mount.unsupported {
             return Err(Error::new(Kind::Unsupported, format!("mount {place}: {what} is not built yet")));
         }
-        if mount.container_path.is_empty() || mount.host_path.is_empty() {
+        if place.is_empty() || (mount.host_path.is_empty() && mount.image.is_none()) {
             return invalid(format!("mount {place:?} from {:?}: both paths are needed", mount.host_path));
         }
         if clean(Path::new(place)).parent().is_none() {
@@ -47,9 +60,14 @@ pub(super) fn check(config: &ContainerConfig) -> Result<()> {
         if mount.recursive_read_only && mount.propagation != Propagation::Private {
             return invalid(format!("mount {place}: recursive_read_only needs private propagation"));
         }
-        if mount.propagation == Propagation::Bidirectional && !config.security.privileged {
-            return invalid(format!("mount {place}: bidirectional propagation needs a privileged container"));
+        if mount.recursive_read_only && !sys::mount::can_change_recursively() {
+            let text = format!("mount {place}: this kernel cannot make mounts recursively read-only");
+            return Err(Error::new(Kind::Unsupported, text));
         }
+        if let Some(option) = mount.options.iter().find(|option| !OPTIONS.contains(&option.as_str())) {
+            return invalid(format!("mount {place}: {option:?} is none of {}", OPTIONS.join(", ")));
+        }
+        images::check(mount)?;
         if mount.selinux_relabel && Path::new("/sys/fs/selinux/enforce").exists() {
             return Err(Error::new(
                 Kind::Unsupported,
@@ -76,28 +94,27 @@ fn clean(path: &Path) -> PathBuf {
 }
 
 /// Look at all sources.
-pub(super) fn gather(
-    pod: &Pod,
-    config: &ContainerConfig,
-    rootfs: &image::Rootfs,
-    dir: &Path,
-) -> Result<Vec<Bind>> {
+pub(super) fn gather(pod: &Pod, config: &ContainerConfig, images: &Images, dir: &Path) -> Result<Vec<Extra>> {
     let table = match config.mounts.iter().any(|mount| mount.propagation != Propagation::Private) {
         true => fs::read_to_string("/proc/self/mountinfo")
             .map_err(|e| Error::because(Kind::Internal, "read /proc/self/mountinfo", e))?,
         false => String::new(),
     };
-    let mut binds = Vec::new();
-    for mount in &config.mounts {
+    let mut asked = Vec::new();
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let destination = clean(Path::new(&mount.container_path));
+        if let Some(image) = images.volumes.get(&index) {
+            asked.push(images::volume(mount, image, destination, dir)?);
+            continue;
+        }
         let source = source(Path::new(&mount.host_path))?;
         check_propagation(mount, &source, &table)?;
-        let destination = clean(Path::new(&mount.container_path));
-        binds.push(Bind { source, destination, options: options(mount) });
+        asked.push(Extra { source: Source::Path(source), destination, options: options(mount) });
     }
     let mut ours = of_pod(pod, config);
-    ours.extend(volumes(config, rootfs, dir)?);
-    ours.retain(|mount| !binds.iter().any(|other| other.destination == mount.destination));
-    ours.extend(binds);
+    ours.extend(volumes(config, &images.root, dir)?);
+    ours.retain(|mount| !asked.iter().any(|other| other.destination == mount.destination));
+    ours.extend(asked);
     ours.sort_by_key(|mount| mount.destination.components().count());
     Ok(ours)
 }
@@ -107,11 +124,29 @@ fn source(path: &Path) -> Result<PathBuf> {
     let failed = |e: io::Error| Error::because(Kind::Invalid, format!("mount source {}", path.display()), e);
     match fs::canonicalize(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
+            let end = end_of_links(path).map_err(failed)?;
+            fs::DirBuilder::new().recursive(true).mode(0o755).create(end).map_err(failed)?;
             fs::canonicalize(path).map_err(failed)
         }
         other => other.map_err(failed),
     }
+}
+
+/// Where a path ends when its last part is a link to a place that is not there.
+fn end_of_links(path: &Path) -> io::Result<PathBuf> {
+    let mut end = path.to_owned();
+    for _ in 0..40 {
+        match fs::read_link(&end) {
+            Ok(target) => end = end.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => return Ok(end),
+        }
+    }
+    Err(nix::errno::Errno::ELOOP.into())
+}
+
+/// Words for what `mount_options` asks for.
+pub(super) fn asked_options(mount: &Mount) -> impl Iterator<Item = &'static str> {
+    OPTIONS.into_iter().filter(|option| mount.options.iter().any(|asked| asked == option))
 }
 
 fn options(mount: &Mount) -> Vec<&'static str> {
@@ -125,6 +160,7 @@ fn options(mount: &Mount) -> Vec<&'static str> {
     if mount.recursive_read_only {
         options.push("rro");
     }
+    options.extend(asked_options(mount));
     options
 }
 
@@ -166,10 +202,10 @@ fn unescape(text: &str) -> String {
 }
 
 /// The files and the shared memory of the pod.
-fn of_pod(pod: &Pod, config: &ContainerConfig) -> Vec<Bind> {
+fn of_pod(pod: &Pod, config: &ContainerConfig) -> Vec<Extra> {
     let read = if config.security.readonly_rootfs { "ro" } else { "rw" };
-    let file = |name: &str| Bind {
-        source: pod.run_dir.join(name),
+    let file = |name: &str| Extra {
+        source: Source::Path(pod.run_dir.join(name)),
         destination: Path::new("/etc").join(name),
         options: vec!["rbind", "rprivate", read],
     };
@@ -177,14 +213,15 @@ fn of_pod(pod: &Pod, config: &ContainerConfig) -> Vec<Bind> {
         true => pod.run_dir.join("shm"),
         false => PathBuf::from("/dev/shm"),
     };
-    let shm = Bind { source: shm, destination: "/dev/shm".into(), options: vec!["rbind", "rprivate", "rw"] };
+    let options = vec!["rbind", "rprivate", "rw"];
+    let shm = Extra { source: Source::Path(shm), destination: "/dev/shm".into(), options };
     vec![file("hosts"), file("hostname"), file("resolv.conf"), shm]
 }
 
 /// The volumes of an image. What a volume holds lives as long as the container, and so does the container's own writable layer:
 /// a volume that the image has as a directory simply stays there, with all its content. Only a volume in a
 /// read-only root, or one that the image has not, becomes a directory of its own.
-fn volumes(config: &ContainerConfig, rootfs: &image::Rootfs, dir: &Path) -> Result<Vec<Bind>> {
+fn volumes(config: &ContainerConfig, rootfs: &image::Rootfs, dir: &Path) -> Result<Vec<Extra>> {
     let mut binds = Vec::new();
     for (index, volume) in rootfs.image.config.volumes.iter().enumerate() {
         let destination = clean(Path::new(volume));
@@ -202,7 +239,8 @@ fn volumes(config: &ContainerConfig, rootfs: &image::Rootfs, dir: &Path) -> Resu
             std::os::unix::fs::chown(&source, Some(meta.uid()), Some(meta.gid())).map_err(failed)?;
             fs::set_permissions(&source, fs::Permissions::from_mode(meta.mode() & 0o7777)).map_err(failed)?;
         }
-        binds.push(Bind { source, destination, options: vec!["rbind", "rprivate", "rw"] });
+        let options = vec!["rbind", "rprivate", "rw"];
+        binds.push(Extra { source: Source::Path(source), destination, options });
     }
     Ok(binds)
 }
@@ -237,25 +275,43 @@ fn usual(privileged: bool) -> Vec<(&'static str, &'static str, Vec<&'static str>
 pub(super) fn build(config: &ContainerConfig, facts: &Facts) -> Vec<Value> {
     let mut mounts = vec![root(facts)];
     for (place, kind, options) in usual(config.security.privileged) {
-        if !facts.mounts.iter().any(|bind| bind.destination == Path::new(place)) {
+        if !facts.mounts.iter().any(|extra| extra.destination == Path::new(place)) {
             mounts.push(json!({"destination": place, "type": kind, "source": kind, "options": options}));
         }
     }
-    for bind in &facts.mounts {
-        mounts.push(json!({
-            "destination": bind.destination,
-            "type": "bind",
-            "source": bind.source,
-            "options": bind.options,
-        }));
-    }
+    mounts.extend(facts.mounts.iter().map(extra));
     mounts
 }
 
+fn extra(mount: &Extra) -> Value {
+    match &mount.source {
+        Source::Path(path) => json!({
+            "destination": mount.destination,
+            "type": "bind",
+            "source": path,
+            "options": mount.options,
+        }),
+        Source::Layers(layers) => {
+            let options =
+                std::iter::once(lowerdir(layers)).chain(mount.options.iter().map(|o| (*o).to_owned()));
+            json!({
+                "destination": mount.destination,
+                "type": "overlay",
+                "source": "overlay",
+                "options": options.collect::<Vec<_>>(),
+            })
+        }
+    }
+}
+
+fn lowerdir(layers: &[PathBuf]) -> String {
+    let layers: Vec<String> = layers.iter().map(|layer| escape(layer)).collect();
+    format!("lowerdir={}", layers.join(":"))
+}
+
 fn root(facts: &Facts) -> Value {
-    let layers: Vec<String> = facts.lower.iter().map(|layer| escape(layer)).collect();
     let mut options = vec![
-        format!("lowerdir={}", layers.join(":")),
+        lowerdir(&facts.lower),
         format!("upperdir={}", facts.dir.join("upper").display()),
         format!("workdir={}", facts.dir.join("work").display()),
     ];
@@ -337,6 +393,40 @@ mod tests {
         assert!(!check(false, Propagation::Private));
         assert!(!check(true, Propagation::HostToContainer));
         assert!(!check(true, Propagation::Bidirectional));
+    }
+
+    #[test]
+    fn mount_options_are_three() {
+        let mut config: ContainerConfig =
+            serde_json::from_value(json!({"name": "c", "attempt": 0, "image": "i"})).unwrap();
+        let mut check = |words: &[&str]| {
+            let words = words.iter().map(|word| (*word).to_owned()).collect();
+            config.mounts = vec![Mount { options: words, ..mount(Propagation::Private) }];
+            super::check(&config).map(|()| options(&config.mounts[0]))
+        };
+        assert_eq!(check(&["nosuid", "noexec"]).unwrap(), ["rbind", "rprivate", "rw", "noexec", "nosuid"]);
+        assert_eq!(check(&[]).unwrap(), ["rbind", "rprivate", "rw"]);
+        for word in ["suid", "rw", "bind", ""] {
+            let error = check(&["nodev", word]).unwrap_err();
+            assert!(error.kind == Kind::Invalid && error.context.contains(&format!("{word:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_absent_becomes_a_directory_where_links_lead() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().canonicalize().unwrap().join(name);
+        std::os::unix::fs::symlink("b", at("a")).unwrap();
+        std::os::unix::fs::symlink(at("x/y"), at("b")).unwrap();
+        std::os::unix::fs::symlink("loop", at("loop")).unwrap();
+        assert_eq!(source(&at("a")).unwrap(), at("x/y"));
+        assert_eq!(source(&at("plain/deep")).unwrap(), at("plain/deep"));
+        assert!(at("plain/deep").is_dir() && at("x/y").is_dir());
+        fs::write(at("file"), "").unwrap();
+        for bad in ["loop", "file/below"] {
+            let error = source(&at(bad)).unwrap_err();
+            assert!(error.kind == Kind::Invalid && error.context.contains(bad), "{error}");
+        }
     }
 
     #[test]

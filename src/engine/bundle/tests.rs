@@ -45,6 +45,7 @@ fn record(edit: impl FnOnce(&mut ContainerConfig)) -> ContainerRecord {
         created_at: 1,
         image_id: String::new(),
         image_ref: String::new(),
+        volume_refs: Default::default(),
         log_path: PathBuf::new(),
         stop_signal: 15,
         user: None,
@@ -160,8 +161,11 @@ fn a_privileged_container_has_everything() {
 #[test]
 fn the_request_replaces_a_usual_mount() {
     let mut facts = facts();
-    facts.mounts =
-        vec![mounts::Bind { source: "/x".into(), destination: "/sys".into(), options: vec!["rbind"] }];
+    facts.mounts = vec![mounts::Extra {
+        source: mounts::Source::Path("/x".into()),
+        destination: "/sys".into(),
+        options: vec!["rbind"],
+    }];
     let spec = spec(&pod(|_| ()), &record(|_| ()), &facts);
     let mounts = spec["mounts"].as_array().unwrap();
     let sys: Vec<&Value> = mounts.iter().filter(|mount| mount["destination"] == "/sys").collect();

@@ -515,6 +515,104 @@ async fn containers_keep_their_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn containers_keep_the_layers_of_their_volumes() {
+    let scene = Scene::new().await;
+    let root = scene.registry.add("p/root", "1", &one(b"root"));
+    let data = scene.registry.add("p/data", "1", &one(b"data"));
+    {
+        let store = scene.store().await;
+        for name in ["p/root:1", "p/data:1"] {
+            store.pull(&scene.registry.name(name), None).await.unwrap();
+        }
+        let early = store.hold_volume(&data.id, &holder(1)).await.unwrap_err();
+        assert_eq!(early.kind, Kind::NotFound, "{early}");
+        store.hold(&root.id, &holder(1)).await.unwrap();
+        for _ in 0..2 {
+            store.hold_volume(&data.id, &holder(1)).await.unwrap();
+            store.hold_volume(&root.id, &holder(1)).await.unwrap();
+        }
+        assert_eq!(store.hold_volume("no/such", &holder(1)).await.unwrap_err().kind, Kind::NotFound);
+        store.remove(&data.id).await.unwrap();
+        store.remove(&root.id).await.unwrap();
+    }
+    let store = scene.store().await;
+    assert!(store.list().is_empty());
+    store.retain(&HashSet::from([holder(1)])).await;
+    let volume = store.hold_volume(&data.id, &holder(1)).await.unwrap();
+    assert_eq!(volume.image.id, data.id);
+    assert_eq!(std::fs::read(volume.lower[0].join("file")).unwrap(), b"data");
+    assert_eq!(scene.entries("layers").len(), 2);
+    store.release(&holder(1)).await.unwrap();
+    scene.wait_for("swept", |s| s.entries("layers").is_empty() && s.entries("tmp").is_empty()).await;
+    assert!(scene.entries("holds").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_path_of_an_image_leads_to() {
+    use image::Content;
+    let scene = Scene::new().await;
+    let mut lower = tar::Builder::new(Vec::new());
+    for path in ["d/", "d/sub/", "gone/", "hidden/"] {
+        directory(&mut lower, path, 0o755, 0);
+    }
+    let append = |builder: &mut tar::Builder<Vec<u8>>, path: &str, kind: tar::EntryType, to: &str| {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(0o644);
+        header.set_size(0);
+        match to {
+            "" => builder.append_data(&mut header, path, &[][..]).unwrap(),
+            to => builder.append_link(&mut header, path, to).unwrap(),
+        }
+    };
+    use tar::EntryType::{Fifo, Regular, Symlink};
+    for (path, kind, to) in [
+        ("d/file", Regular, ""),
+        ("d/pipe", Fifo, ""),
+        ("hidden/x", Regular, ""),
+        ("up", Symlink, "../../../d"),
+        ("absolute", Symlink, "/d/file"),
+        ("loop", Symlink, "loop"),
+    ] {
+        append(&mut lower, path, kind, to);
+    }
+    let mut upper = tar::Builder::new(Vec::new());
+    for path in ["d/", "d/sub/", "hidden/"] {
+        directory(&mut upper, path, 0o755, 0);
+    }
+    append(&mut upper, "d/sub/above", Regular, "");
+    append(&mut upper, ".wh.gone", Regular, "");
+    append(&mut upper, "hidden/.wh..wh..opq", Regular, "");
+    let layers = [lower, upper].map(|builder| (Packing::Gzip, builder.into_inner().unwrap()));
+    let added = scene.registry.add("p/q", "1", &Image { layers: layers.to_vec(), ..Image::default() });
+    let store = scene.store().await;
+    store.pull(&scene.registry.name("p/q:1"), None).await.unwrap();
+    let rootfs = store.hold(&added.id, &holder(1)).await.unwrap();
+    let [upper, lower] = &rootfs.lower[..] else { panic!("{:?}", rootfs.lower) };
+    let at = |path: &str| rootfs.content(std::path::Path::new(path));
+    let both = |path: &str| Content::Directory(vec![upper.join(path), lower.join(path)]);
+    assert_eq!(at("").unwrap(), Content::Directory(rootfs.lower.clone()));
+    for (path, place) in [("d", "d"), ("/d/sub/", "d/sub"), ("up/sub", "d/sub"), ("./d/../d", "d")] {
+        assert_eq!(at(path).unwrap(), both(place), "{path}");
+    }
+    assert_eq!(at("hidden").unwrap(), Content::Directory(vec![upper.join("hidden")]));
+    assert_eq!(at("absolute").unwrap(), Content::File(lower.join("d/file")));
+    assert_eq!(at("up/sub/above").unwrap(), Content::File(upper.join("d/sub/above")));
+    for (path, kind, text) in [
+        ("none", Kind::NotFound, "there is no none of image sha256:"),
+        ("gone", Kind::NotFound, "there is no gone"),
+        ("hidden/x", Kind::NotFound, "there is no hidden/x"),
+        ("d/file/x", Kind::NotFound, "not a directory"),
+        ("d/pipe", Kind::Invalid, "neither a directory nor a regular file"),
+        ("loop", Kind::Invalid, "too many symbolic links"),
+    ] {
+        let error = at(path).unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.to_string().contains(text), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_lost_something_drops_only_that() {
     let scene = Scene::new().await;
     let shared = gzip(&[("shared", b"s")]);

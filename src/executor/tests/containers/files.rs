@@ -13,6 +13,7 @@ use crate::scratch::{Bundle, end, until};
 pub(crate) const TESTS: &[Test] = &[
     ("files::a_root_of_layers", a_root_of_layers),
     ("files::many_layers", many_layers),
+    ("files::an_overlay_in_the_root", an_overlay_in_the_root),
     ("files::a_read_only_root", a_read_only_root),
     ("files::device_nodes_and_links", device_nodes_and_links),
     ("files::devices_of_the_config", devices_of_the_config),
@@ -77,6 +78,27 @@ fn many_layers() {
     let paths: Vec<&Path> = layers.iter().map(|p| p.as_path()).collect();
     layered(&mut bundle, &paths, &[]);
     assert_eq!(bundle.run().unwrap().text(), "60");
+}
+
+fn an_overlay_in_the_root() {
+    let script = "cat /link/a /link/b; touch /link/x 2>/dev/null || echo ro; grep -c ' /volume overlay ro,nosuid' /proc/self/mounts";
+    let mut bundle = Bundle::new(script);
+    let (top, bottom) = (bundle.path().join("to:p"), bundle.path().join("bottom"));
+    for (layer, file, text) in [(&top, "a", "top\n"), (&bottom, "a", "bottom\n"), (&bottom, "b", "below\n")] {
+        fs::create_dir_all(layer).unwrap();
+        fs::write(layer.join(file), text).unwrap();
+    }
+    // more than one option's worth of text
+    let middle: Vec<_> =
+        (0..20).map(|n| bundle.path().join(format!("a-rather-long-name-for-a-layer-{n}"))).collect();
+    middle.iter().for_each(|layer| fs::create_dir(layer).unwrap());
+    symlink("/volume", bundle.root().join("link")).unwrap();
+    let layers: Vec<_> = std::iter::once(&top).chain(&middle).chain([&bottom]).collect();
+    let lower: Vec<_> = layers.iter().map(|l| l.display().to_string().replace("to:p", "to\\:p")).collect();
+    let options = json!([format!("lowerdir={}", lower.join(":")), "ro", "nosuid"]);
+    bundle.mount(json!({"destination": "/link", "type": "overlay", "source": "overlay", "options": options}));
+    assert_eq!(bundle.run().unwrap().text(), "top\nbelow\nro\n1");
+    assert_eq!(fs::read_dir(bundle.path().join("to:p")).unwrap().count(), 1);
 }
 
 fn a_read_only_root() {
