@@ -49,7 +49,7 @@ pub(crate) async fn run(
     let (stderr, stderr_write) = pipe_pair().map_err(failed)?;
     let command = args.join(" ");
     let timeout_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-    let request = Request::Exec(Exec { container: id.clone(), args, timeout_ms });
+    let request = Request::Exec(Exec { container: id.clone(), args, timeout_ms, tty: false });
     let mut replies = link.open(&request, &[null.as_fd(), stdout_write.as_fd(), stderr_write.as_fd()])?;
     drop((null, stdout_write, stderr_write));
     let (ended, end) = watch::channel(false);

@@ -175,6 +175,7 @@ impl Pod {
             bundle: self.ctx.paths.bundle(id),
             log,
             stdin: record.config.stdin,
+            stdin_once: record.config.stdin_once,
         };
         let cgroup = record.cgroup.clone();
         container.state = State::Starting { op, ended: None };

@@ -104,6 +104,14 @@ fn run(exec: &Exec<'_>, channel: &Channel) -> Result<std::convert::Infallible> {
     Err(launch.exec(&command))
 }
 
+/// A process that has a terminal is told of which type it is.
+fn with_terminal_type(mut env: Vec<String>) -> Vec<String> {
+    if !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
+    env
+}
+
 /// What is run: the bundle's process with another command line, or a process of its own.
 fn process(spec: &Spec, command: &Command<'_>) -> Result<Process> {
     match command {
@@ -113,6 +121,9 @@ fn process(spec: &Spec, command: &Command<'_>) -> Result<Process> {
                 .process()
                 .clone()
                 .ok_or_else(|| Error::invalid("check config.json", "process", "is missing"))?;
+            if *terminal {
+                process.set_env(Some(with_terminal_type(process.env().clone().unwrap_or_default())));
+            }
             process.set_args(Some(args.to_vec())).set_terminal(Some(*terminal));
             Ok(process)
         }

@@ -81,7 +81,7 @@ pub enum Command<'a> {
     Args {
         /// Program and arguments.
         args: &'a [String],
-        /// With a terminal of its own, whatever the bundle says.
+        /// With a terminal of its own, and `TERM=xterm` unless the environment has another; whatever the bundle says.
         terminal: bool,
     },
     /// This process, whole.

@@ -4,8 +4,8 @@
 //! `AsyncFd`, or poll in [`Client::call`]). Sending may block for at most [`PATIENCE`]; connecting never does: a monitor never
 //! waits for anybody in its own loop, so its queue is full only when it is stopped or the node is in trouble.
 
-use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ impl Client {
             }
         }
         stream.set_nonblocking(true).map_err(io)?;
-        Ok(Connection { path: self.socket.clone(), stream, buffer: Vec::new() })
+        Ok(Connection { path: self.socket.clone(), stream, buffer: Vec::new(), fds: Vec::new() })
     }
 
     /// Send a request and wait for its first reply.
@@ -97,6 +97,7 @@ pub struct Connection {
     path: PathBuf,
     stream: UnixStream,
     buffer: Vec<u8>,
+    fds: Vec<OwnedFd>,
 }
 
 impl AsFd for Connection {
@@ -119,7 +120,7 @@ impl Connection {
                 return Ok(Some(reply));
             }
             let mut part = [0; 4096];
-            match self.stream.read(&mut part) {
+            match sys::socket::receive(self.stream.as_fd(), &mut part, &mut self.fds) {
                 Ok(0) => return Err(ClientError::Closed),
                 Ok(count) => self.buffer.extend_from_slice(&part[..count]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -128,6 +129,11 @@ impl Connection {
                 Err(source) => return Err(ClientError::Io { path: self.path.clone(), source }),
             }
         }
+    }
+
+    /// The descriptor that came with the replies received so far.
+    pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.fds.pop()
     }
 
     /// Wait for the next reply until `deadline`.

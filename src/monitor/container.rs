@@ -24,10 +24,41 @@ pub(crate) struct Container {
     pub(crate) id: ContainerId,
     pub(crate) bundle: PathBuf,
     pub(crate) output: Output,
-    /// Our end of its stdin when that was asked for; it reads EOF when this is closed.
-    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdin: Stdin,
     pub(crate) phase: Phase,
     pub(crate) removal: Option<Removal>,
+}
+
+/// The stdin of a container, for clients.
+#[derive(Debug)]
+pub(crate) struct Stdin {
+    /// It has one, in the form of a pipe or by its terminal.
+    pub(crate) asked: bool,
+    /// It ends with the input of its first client.
+    pub(crate) once: bool,
+    /// Our end of its pipe: it reads EOF when this and its clients' copies are closed.
+    pub(crate) pipe: Option<OwnedFd>,
+    /// The client whose input it is, with `once`.
+    pub(crate) holder: Option<Key>,
+}
+
+impl Stdin {
+    /// The input of a client has ended.
+    pub(crate) fn end(&mut self) {
+        if self.once {
+            self.pipe = None;
+        }
+    }
+
+    /// A client may write to it: the copy for it. `None`: nobody may any more, or another has it alone.
+    pub(crate) fn lend(&mut self, peer: Key) -> std::io::Result<Option<OwnedFd>> {
+        let Some(pipe) = self.pipe.as_ref().filter(|_| !self.once || self.holder.is_none()) else {
+            return Ok(None);
+        };
+        let copy = pipe.try_clone()?;
+        self.holder = Some(peer).filter(|_| self.once);
+        Ok(Some(copy))
+    }
 }
 
 /// Where it is in its life.

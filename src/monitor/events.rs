@@ -28,6 +28,8 @@ pub(crate) enum Source {
     Peer(Key),
     /// A container wrote something.
     Output(Key, Stream),
+    /// A client that is behind with a stream takes more, or has closed it.
+    Client(Key, Stream),
     /// The outcome of a container's creation is there.
     Created(Key),
     /// The outcome of an exec is there.
@@ -80,6 +82,8 @@ impl Source {
             Source::Output(key, Stream::Stderr) => (4, key),
             Source::Created(key) => (5, key),
             Source::Entered(key) => (6, key),
+            Source::Client(key, Stream::Stdout) => (7, key),
+            Source::Client(key, Stream::Stderr) => (8, key),
         };
         (kind << 32) | u64::from(key)
     }
@@ -93,6 +97,8 @@ impl Source {
             3 => Source::Output(key, Stream::Stdout),
             4 => Source::Output(key, Stream::Stderr),
             5 => Source::Created(key),
+            7 => Source::Client(key, Stream::Stdout),
+            8 => Source::Client(key, Stream::Stderr),
             _ => Source::Entered(key),
         }
     }
@@ -108,6 +114,11 @@ impl Events {
     /// if another process holds a copy of it.
     pub(crate) fn add(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
         Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, source.pack()))?)
+    }
+
+    /// Tell when `fd` takes data (or nobody reads it any more).
+    pub(crate) fn add_writing(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
+        Ok(self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLOUT, source.pack()))?)
     }
 
     /// Tell also, or no longer, when `fd` takes data again.

@@ -19,7 +19,7 @@ impl Supervisor {
     /// The executor has made a container, or failed.
     pub(crate) fn created(&mut self, key: Key) {
         let Some(container) = self.containers.remove(&key) else { return };
-        let Container { id, bundle, mut output, stdin, phase, removal } = container;
+        let Container { id, bundle, mut output, mut stdin, phase, removal } = container;
         let Phase::Starting { pending, waiters } = phase else {
             self.containers.insert(key, Container { id, bundle, output, stdin, phase, removal });
             return;
@@ -37,10 +37,11 @@ impl Supervisor {
             }
         };
         process.warnings.iter().for_each(|warning| self.complain_of(&id, "start", warning));
-        if let Some(master) = process.console.take()
-            && let Err(error) = output.use_console(master)
-        {
-            self.complain_of(&id, "use its terminal", &error);
+        if let Some(master) = process.console.take() {
+            stdin.pipe = None;
+            if let Err(error) = output.use_console(master) {
+                self.complain_of(&id, "use its terminal", &error);
+            }
         }
         if let Err(error) = output.flow(key, &self.events) {
             self.complain_of(&id, "watch its output", &error);
@@ -70,9 +71,10 @@ impl Supervisor {
             let oom_killed = process.cgroup.oom_kills().unwrap_or(0) > 0;
             let exit = Exit { code, at: lines::now(), oom_killed, timed_out: false };
             container.phase = Phase::Ended { known, exit, cgroup: process.cgroup };
-            container.stdin = None;
+            container.stdin.pipe = None;
         }
         self.containers.insert(key, container);
+        self.tell_fallen(key);
         self.record_exit(key);
     }
 
@@ -94,6 +96,7 @@ impl Supervisor {
                 self.watchers.insert(watcher);
                 self.tell(watcher, &reply);
             }
+            self.dismiss_clients(key);
         }
         if self.containers.get(&key).is_some_and(|c| c.removal.is_some()) {
             self.remove_step(key);
@@ -125,8 +128,9 @@ impl Supervisor {
                     self.refuse(peer, error.into());
                 }
             }
-            Ok(process) => {
+            Ok(mut process) => {
                 let (pid, peer) = (process.pid, session.peer);
+                let console = process.console.take();
                 let known = Known {
                     container: session.container.clone(),
                     pid,
@@ -137,7 +141,7 @@ impl Supervisor {
                 session.phase = SessionPhase::Running(process);
                 self.sessions.insert(key, session);
                 if let Some(peer) = peer {
-                    self.tell(peer, &Reply::Started(known));
+                    self.tell_with(peer, &Reply::Started(known), console);
                 }
                 if let Some(code) = self.unclaimed.remove(&pid) {
                     self.session_ended(key, code);

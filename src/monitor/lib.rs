@@ -8,6 +8,8 @@
 
 #![forbid(unsafe_code)]
 
+mod attached;
+mod clients;
 mod container;
 mod events;
 mod exits;

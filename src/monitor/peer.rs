@@ -3,7 +3,7 @@
 //! Reading and writing never block. What a client does not take stays in a buffer with a bound; a client that exceeds it,
 //! sends what is not the protocol, or says more than one request is dropped: it can hurt only itself.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -25,6 +25,8 @@ pub(crate) struct Peer {
     input: Vec<u8>,
     fds: Vec<OwnedFd>,
     output: Vec<u8>,
+    /// Goes with the next byte that is written.
+    gift: Option<OwnedFd>,
     /// Its request was read; anything more is too much.
     asked: bool,
     /// Close when the output is written.
@@ -61,8 +63,19 @@ struct Named {
     request: String,
 }
 
-const KNOWN: &[&str] =
-    &["start", "exec", "signal", "reopen", "watch", "state", "update", "delete", "shutdown"];
+const KNOWN: &[&str] = &[
+    "start",
+    "exec",
+    "attach",
+    "close_stdin",
+    "signal",
+    "reopen",
+    "watch",
+    "state",
+    "update",
+    "delete",
+    "shutdown",
+];
 
 impl AsFd for Peer {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -74,7 +87,7 @@ impl Peer {
     pub(crate) fn new(stream: UnixStream) -> io::Result<Peer> {
         stream.set_nonblocking(true)?;
         let (input, fds, output) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Peer { stream, input, fds, output, asked: false, last: false })
+        Ok(Peer { stream, input, fds, output, gift: None, asked: false, last: false })
     }
 
     pub(crate) fn has_asked(&self) -> bool {
@@ -108,6 +121,11 @@ impl Peer {
         }
     }
 
+    /// Send a descriptor with the next reply.
+    pub(crate) fn give(&mut self, fd: OwnedFd) {
+        self.gift = Some(fd);
+    }
+
     /// Queue a reply and write what can be written.
     pub(crate) fn say(&mut self, reply: &Reply, last: bool) -> Sent {
         let Ok(frame) = frame::encode(reply) else { return Sent::Gone };
@@ -122,9 +140,13 @@ impl Peer {
     /// Write what waits.
     pub(crate) fn write(&mut self) -> Sent {
         while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
+            let gift = self.gift.as_ref().map(AsFd::as_fd);
+            match sys::socket::send(self.stream.as_fd(), &self.output, gift.as_slice()) {
                 Ok(0) => return Sent::Gone,
-                Ok(count) => drop(self.output.drain(..count)),
+                Ok(count) => {
+                    self.gift = None;
+                    self.output.drain(..count);
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Sent::Waits,
                 Err(_) => return Sent::Gone,
@@ -152,6 +174,7 @@ fn parse(text: &[u8]) -> Result<Request, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn pair() -> (UnixStream, Peer) {
         let (a, b) = UnixStream::pair().expect("pair");
@@ -204,7 +227,13 @@ mod tests {
     #[test]
     fn every_request_is_known_by_name() {
         let container = oci::ContainerId::from_random([1; 32]);
-        for request in [Request::Watch, Request::State, Request::Shutdown, Request::Delete { container }] {
+        for request in [
+            Request::Watch,
+            Request::State,
+            Request::Shutdown,
+            Request::CloseStdin { container: container.clone() },
+            Request::Delete { container },
+        ] {
             let frame = frame::encode(&request).expect("frame");
             let named: Named = serde_json::from_slice(&frame[4..]).expect("named");
             assert!(KNOWN.contains(&named.request.as_str()), "{}", named.request);

@@ -11,8 +11,11 @@
 //! Signal  → Done | Error                         Watch → State (all containers), then Exited for each exit
 //! Reopen  → Done | Error                         Delete → Done | Error
 //! State   → State                                Shutdown → Done, then the monitor ends
-//! Update  → Done | Error
+//! Update  → Done | Error                         Attach → Attached, then Exited | Detached | Error
+//! CloseStdin → Done | Error
 //! ```
+//!
+//! Descriptors travel the other way too: `Started` of an exec with a terminal and `Attached` carry one.
 
 use std::path::PathBuf;
 
@@ -29,9 +32,18 @@ pub enum Request {
     /// Create and start the container of a bundle. Its exit record is written when init ends. A container that runs
     /// already answers `Started` again (the daemon may have been killed before it read the first answer).
     Start(Start),
-    /// Run one more process in a container; fds: stdin, stdout, stderr. When the daemon closes the connection
-    /// before the end, the process group is killed.
+    /// Run one more process in a container; fds: stdin, stdout, stderr, or none with a terminal. When the daemon closes
+    /// the connection before the end, the process group is killed.
     Exec(Exec),
+    /// Take part in the streams of a running container, beside its log and other clients, from now on; fds: the write
+    /// ends of pipes for what is wanted of stdout and stderr, in this order. Closing the connection detaches.
+    Attach(Attach),
+    /// The input of a container's client has ended: one that was started with `stdin_once` reads the end of its stdin, any
+    /// other notices nothing.
+    CloseStdin {
+        /// Which container.
+        container: ContainerId,
+    },
     /// Send a signal to init, or to every process of the container.
     Signal {
         /// Which container.
@@ -80,6 +92,9 @@ pub struct Start {
     /// Keep stdin open (for attach); else it is /dev/null.
     #[serde(default)]
     pub stdin: bool,
+    /// Stdin ends with the input of its first client. Without effect on a terminal.
+    #[serde(default)]
+    pub stdin_once: bool,
 }
 
 /// One more process in a container.
@@ -92,6 +107,26 @@ pub struct Exec {
     /// Kill its process group after so many milliseconds; 0: never.
     #[serde(default)]
     pub timeout_ms: u64,
+    /// With a terminal of the container's devpts, whose master comes with `Started`. The request carries no descriptors
+    /// then, so that a monitor which does not know this refuses it.
+    #[serde(default)]
+    pub tty: bool,
+}
+
+/// What a client wants of a container's streams.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attach {
+    /// Which container.
+    pub container: ContainerId,
+    /// Write to its stdin.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Read its stdout, or all that it writes to its terminal.
+    #[serde(default)]
+    pub stdout: bool,
+    /// Read its stderr.
+    #[serde(default)]
+    pub stderr: bool,
 }
 
 /// How a process ended.
@@ -138,6 +173,22 @@ pub enum Reply {
         container: ContainerId,
         /// How.
         exit: Exit,
+    },
+    /// The client takes part. One descriptor comes with it when either is set: the terminal's master (also for the
+    /// size of its window), else the write end of the stdin pipe.
+    Attached {
+        /// The client may write to it: the container has a stdin that is open and not another's alone.
+        #[serde(default)]
+        stdin: bool,
+        /// The container has a terminal.
+        #[serde(default)]
+        terminal: bool,
+    },
+    /// The client takes part no longer, although the container may run on.
+    Detached {
+        /// Why, for people.
+        #[serde(default)]
+        reason: String,
     },
     /// All containers.
     State {

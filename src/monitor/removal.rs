@@ -75,6 +75,8 @@ impl Supervisor {
     }
 
     fn removed(&mut self, key: Key) {
+        // those who were not told because the exit could not be written down
+        self.dismiss_clients(key);
         let Some(mut container) = self.containers.remove(&key) else { return };
         container.output.close(key, &mut self.events, &mut self.buffers);
         if let Err(error) = self.remove_files(&container.id) {

@@ -8,7 +8,7 @@ use executor::{Command, Create, Stdio};
 use nix::fcntl::OFlag;
 use oci::ContainerId;
 
-use crate::container::{Container, Phase, failure};
+use crate::container::{Container, Phase, Stdin, failure};
 use crate::events::{Key, Source, Timer};
 use crate::log::Log;
 use crate::output::Output;
@@ -27,6 +27,11 @@ impl Supervisor {
         match request {
             Request::Start(start) => self.start(peer, start),
             Request::Exec(exec) => self.exec(peer, exec, fds),
+            Request::Attach(attach) => self.attach(peer, &attach, fds),
+            Request::CloseStdin { container } => {
+                let done = self.close_stdin(&container);
+                self.answer_with(peer, done);
+            }
             Request::Signal { container, signal, all } => {
                 let done = self.container(&container).and_then(|c| c.signal(signal, all));
                 self.answer_with(peer, done);
@@ -62,6 +67,11 @@ impl Supervisor {
 
     fn container(&self, id: &ContainerId) -> Result<&Container, Failure> {
         let found = self.find(id).map(|(_, container)| container);
+        found.ok_or_else(|| failure("not_found", format!("no container {id} in this pod")))
+    }
+
+    pub(crate) fn container_mut(&mut self, id: &ContainerId) -> Result<&mut Container, Failure> {
+        let found = self.containers.values_mut().find(|container| container.id == *id);
         found.ok_or_else(|| failure("not_found", format!("no container {id} in this pod")))
     }
 
@@ -128,7 +138,7 @@ impl Supervisor {
             id: start.container.clone(),
             bundle: start.bundle.clone(),
             output,
-            stdin: ours,
+            stdin: Stdin { asked: start.stdin, once: start.stdin_once, pipe: ours, holder: None },
             phase: Phase::Starting { pending, waiters: vec![peer] },
             removal: None,
         })
@@ -151,9 +161,7 @@ impl Supervisor {
     }
 
     fn enter(&mut self, key: Key, peer: Key, exec: &Exec, fds: Vec<OwnedFd>) -> Result<Session, Failure> {
-        let Ok([stdin, stdout, stderr]) = <[OwnedFd; 3]>::try_from(fds) else {
-            return Err(failure("invalid", "exec needs three descriptors: stdin, stdout, stderr"));
-        };
+        let stdio = if exec.tty { no_stdio(&fds)? } else { stdio(fds)? };
         if exec.args.is_empty() {
             return Err(failure("invalid", "exec needs a command"));
         }
@@ -164,8 +172,8 @@ impl Supervisor {
             init: process.pidfd.as_fd(),
             cgroup: &process.cgroup,
             bundle: &container.bundle,
-            command: Command::Args { args: &exec.args, terminal: false },
-            stdio: Stdio { stdin, stdout, stderr },
+            command: Command::Args { args: &exec.args, terminal: exec.tty },
+            stdio,
             seccomp_cache: &self.seccomp_cache,
             preserve_fds: 0,
         })?;
@@ -181,8 +189,9 @@ impl Supervisor {
         })
     }
 
-    /// A connection is gone: an exec session that it waited for is killed.
+    /// A connection is gone: an exec session that it waited for is killed, a container that it took part in goes on.
     pub(crate) fn client_left(&mut self, peer: Key) {
+        self.detach(peer);
         let Some((key, session)) = self.sessions.iter_mut().find(|(_, s)| s.peer == Some(peer)) else {
             return;
         };
@@ -198,10 +207,7 @@ impl Supervisor {
     // ---- the small ones
 
     fn reopen(&mut self, id: &ContainerId) -> Result<(), Failure> {
-        let found = self.containers.values_mut().find(|c| c.id == *id);
-        let container =
-            found.ok_or_else(|| failure("not_found", format!("no container {id} in this pod")))?;
-        container.output.reopen().map_err(|e| {
+        self.container_mut(id)?.output.reopen().map_err(|e| {
             failure("internal", format!("reopen the log of container {id}: {}", executor::errno_text(&e)))
         })
     }
@@ -216,6 +222,24 @@ impl Supervisor {
     pub(crate) fn complain_of(&self, id: &ContainerId, what: &str, error: &dyn std::fmt::Display) {
         complain(&format!("container {id}: {what}"), error);
     }
+}
+
+/// The streams of an exec without a terminal.
+fn stdio(fds: Vec<OwnedFd>) -> Result<Stdio, Failure> {
+    match <[OwnedFd; 3]>::try_from(fds) {
+        Ok([stdin, stdout, stderr]) => Ok(Stdio { stdin, stdout, stderr }),
+        Err(_) => Err(failure("invalid", "exec needs three descriptors: stdin, stdout, stderr")),
+    }
+}
+
+/// What stands for the streams of a process that has a terminal.
+fn no_stdio(fds: &[OwnedFd]) -> Result<Stdio, Failure> {
+    if !fds.is_empty() {
+        return Err(failure("invalid", "exec with a terminal takes no descriptors"));
+    }
+    let null =
+        || null().map_err(|e| failure("internal", format!("open /dev/null: {}", executor::errno_text(&e))));
+    Ok(Stdio { stdin: null()?, stdout: null()?, stderr: null()? })
 }
 
 fn null() -> std::io::Result<OwnedFd> {

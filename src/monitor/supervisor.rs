@@ -8,7 +8,8 @@
 //! * A client can neither stop the loop nor see another's replies; it is closed when it breaks the rules.
 //! * Everything that was made is removed by Delete or Shutdown, however often that takes.
 //!
-//! `requests` holds what clients ask for, `exits` what children do, `removal` the end of containers.
+//! `requests` holds what clients ask for, `attached` those who take part in a container's streams, `exits` what children do,
+//! `removal` the end of containers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -24,6 +25,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use oci::ContainerId;
 
+use crate::attached::Leaving;
 use crate::container::Container;
 use crate::events::{Event, Events, Key, Source, Timer};
 use crate::output::Buffers;
@@ -64,6 +66,8 @@ pub(crate) struct Supervisor {
     pub(crate) watchers: BTreeSet<Key>,
     pub(crate) containers: BTreeMap<Key, Container>,
     pub(crate) sessions: BTreeMap<Key, Session>,
+    /// Clients of containers that have ended, on their way to the end of the output.
+    pub(crate) leaving: Vec<Leaving>,
     /// Children that ended before the executor told of them, while it is about to.
     pub(crate) unclaimed: BTreeMap<i32, i32>,
     pub(crate) buffers: Buffers,
@@ -123,6 +127,7 @@ fn prepare(dir: &Path, seccomp_cache: PathBuf) -> Result<Supervisor, String> {
         watchers: BTreeSet::new(),
         containers: BTreeMap::new(),
         sessions: BTreeMap::new(),
+        leaving: Vec::new(),
         unclaimed: BTreeMap::new(),
         buffers: Buffers::default(),
         reaper,
@@ -184,8 +189,10 @@ impl Supervisor {
             Source::Output(key, stream) => {
                 if let Some(container) = self.containers.get_mut(&key) {
                     container.output.ready(key, stream, &mut self.events, &mut self.buffers);
+                    self.tell_fallen(key);
                 }
             }
+            Source::Client(peer, stream) => self.client_ready(peer, stream),
             Source::Created(key) => self.created(key),
             Source::Entered(key) => self.entered(key),
         }
@@ -298,6 +305,14 @@ impl Supervisor {
 
     /// Send a reply after which more will come.
     pub(crate) fn tell(&mut self, key: Key, reply: &Reply) {
+        self.say(key, reply, false);
+    }
+
+    /// Send a reply with a descriptor.
+    pub(crate) fn tell_with(&mut self, key: Key, reply: &Reply, fd: Option<OwnedFd>) {
+        if let (Some(peer), Some(fd)) = (self.peers.get_mut(&key), fd) {
+            peer.give(fd);
+        }
         self.say(key, reply, false);
     }
 

@@ -21,7 +21,7 @@ fn exec(pod: &Pod, container: &ContainerId, args: &[&str], timeout_ms: u64) -> S
     let (stdout, out) = std::io::pipe().expect("pipe");
     let null = fs::File::open("/dev/null").expect("null");
     let args = args.iter().map(|a| (*a).to_owned()).collect();
-    let request = Request::Exec(Exec { container: container.clone(), args, timeout_ms });
+    let request = Request::Exec(Exec { container: container.clone(), args, timeout_ms, tty: false });
     let connection = pod.client.send(&request, &[null.as_fd(), out.as_fd(), out.as_fd()]).expect("send");
     Session { connection, stdout }
 }
@@ -113,8 +113,12 @@ fn what_cannot_run_is_told() {
     assert!(matches!(&reply, Reply::Error(f) if f.kind == "not_found"), "{reply:?}");
     let reply = exec(&pod, &made.id, &[], 0).next();
     assert!(matches!(&reply, Reply::Error(f) if f.kind == "invalid"), "{reply:?}");
-    let request =
-        Request::Exec(Exec { container: made.id.clone(), args: vec!["/bin/true".into()], timeout_ms: 0 });
+    let request = Request::Exec(Exec {
+        container: made.id.clone(),
+        args: vec!["/bin/true".into()],
+        timeout_ms: 0,
+        tty: false,
+    });
     let reply = pod.call(&request);
     assert!(
         matches!(&reply, Reply::Error(f) if f.kind == "invalid" && f.message.contains("three")),

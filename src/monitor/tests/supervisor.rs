@@ -314,11 +314,7 @@ fn a_terminal_is_logged_as_stdout() {
     let pod = Pod::new();
     let mut made = pod.bundle(&["/bin/sh", "-c", "test -t 0 && test -t 1 && echo tty; echo err >&2; exit 2"]);
     made.bundle.set("process", "terminal", json!(true));
-    made.bundle.config["mounts"].as_array_mut().expect("mounts").extend([
-        json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] }),
-        json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"] }),
-    ]);
-    made.bundle.write();
+    made.bundle.add_devpts();
     pod.start(&made);
     assert_eq!(pod.exit(&made.id).code, 2);
     eprintln!("{:?} {}", fs::read_to_string(&made.log), pod.complaints());

@@ -95,6 +95,17 @@ impl Bundle {
     }
 }
 
+impl Bundle {
+    /// Give it a /dev with terminals.
+    pub fn add_devpts(&mut self) {
+        self.config["mounts"].as_array_mut().expect("mounts").extend([
+            json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] }),
+            json!({ "destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"] }),
+        ]);
+        self.write();
+    }
+}
+
 /// A pod with a running monitor.
 pub struct Pod {
     pub scratch: tempfile::TempDir,
@@ -177,11 +188,16 @@ impl Pod {
     }
 
     pub fn start_request(&self, made: &Made) -> Request {
+        self.start_with_stdin(made, false, false)
+    }
+
+    pub fn start_with_stdin(&self, made: &Made, stdin: bool, stdin_once: bool) -> Request {
         Request::Start(Start {
             container: made.id.clone(),
             bundle: made.bundle.dir.clone(),
             log: Some(made.log.clone()),
-            stdin: false,
+            stdin,
+            stdin_once,
         })
     }
 
