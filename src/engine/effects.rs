@@ -244,7 +244,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn request(id: &ContainerId) -> Start {
-        Start { container: id.clone(), bundle: PathBuf::new(), log: None, stdin: false }
+        Start { container: id.clone(), bundle: PathBuf::new(), log: None, stdin: false, stdin_once: false }
     }
 
     /// What came of a start, and what the monitor was asked.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use monitor::protocol::Request as MonitorRequest;
 use oci::{ContainerId, PodId};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::admission::{self, PodStage, PodVerb, Stage, Verb, Verdict};
@@ -25,8 +26,9 @@ use crate::status::{
     ContainerFilter, ContainerStatus, ContainerUsage, ExecOutput, NodeStatus, PodFilter, PodStatus,
 };
 use crate::step::Step;
+use crate::streams::{self, AttachConfig, AttachSession, ExecConfig, ExecSession};
 use crate::view::ContainerView;
-use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, sandbox, usage};
+use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, forward, sandbox, usage};
 
 /// How long [`Engine::drain`] waits for directories that are being removed.
 const TRASH_DEADLINE: Duration = Duration::from_secs(2);
@@ -249,6 +251,38 @@ impl Engine {
         done.map_err(|e| {
             if e.kind == Kind::Deadline { e } else { e.within(format!("exec in container {}", id.short())) }
         })
+    }
+
+    /// Start a command in a running container, with its streams. It ends with its session.
+    pub async fn exec(&self, id: &str, config: ExecConfig) -> Result<ExecSession> {
+        if config.args.first().is_none_or(String::is_empty) {
+            return Err(Error::new(Kind::Invalid, "exec needs a command"));
+        }
+        let (link, id) = self.in_use(id)?;
+        let session = streams::exec(&link, &id, config).await;
+        session.map_err(|e| e.within(format!("exec in container {}", id.short())))
+    }
+
+    /// Take part in the streams of a running container, beside its log and other clients.
+    pub async fn attach(&self, id: &str, config: AttachConfig) -> Result<AttachSession> {
+        let (link, id) = self.in_use(id)?;
+        let once = self.container_status(id.as_str())?.config.stdin_once;
+        let session = streams::attach(&link, &id, config, once).await;
+        session.map_err(|e| e.within(format!("attach to container {}", id.short())))
+    }
+
+    /// Connect to what listens on a port of a ready pod's loopback (127.0.0.1, then ::1), or of the node's when the
+    /// pod has the node's network. [`Kind::Unavailable`]: nobody listens there.
+    pub async fn forward(&self, pod: &str, port: u16) -> Result<TcpStream> {
+        self.ctx.index.admit()?;
+        let view = self.pod(pod)?.look();
+        let name = &view.status.config.name;
+        let pod = format!("pod {}/{} ({})", name.namespace, name.name, view.status.id.short());
+        if view.stage != PodStage::Ready {
+            return Err(Error::new(Kind::WrongState, format!("{pod} is not ready")));
+        }
+        let stream = forward::connect(view.status.netns.as_deref(), port).await;
+        stream.map_err(|e| e.within(format!("connect to port {port} of {pod}")))
     }
 
     /// Open the log file anew by its path, after the kubelet renamed it.

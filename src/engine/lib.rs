@@ -8,6 +8,7 @@
 //! what may be done    admission              what is on disk    record, paths
 //! what is given back  debts                  after a restart    recovery (the plan), adoption (doing it)
 //! the monitor         process, link, exec    OCI bundles        bundle
+//! streams of clients  streams, terminal      into a pod's net   forward
 //! figures             usage                  slow requests      step
 //! removed trees       trash                   what is nobody's      sweeper
 //! ```
@@ -31,6 +32,7 @@ mod error;
 mod exec;
 #[cfg(test)]
 mod fake;
+mod forward;
 mod index;
 mod link;
 mod operation;
@@ -44,7 +46,9 @@ mod settings;
 mod stages;
 pub mod status;
 pub mod step;
+pub mod streams;
 mod sweeper;
+mod terminal;
 mod trash;
 mod usage;
 mod view;
@@ -56,3 +60,4 @@ pub use ::image;
 pub use ::network;
 pub use error::{Error, Kind, Result};
 pub use settings::Settings;
+pub use terminal::Terminal;

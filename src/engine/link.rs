@@ -64,7 +64,11 @@ impl Link {
     }
 
     async fn first(&self, request: &Request) -> Result<Option<Reply>> {
-        let mut replies = self.open(request, &[])?;
+        self.next_of(&mut self.open(request, &[])?).await
+    }
+
+    /// The next reply to a request. [`Kind::Deadline`]: the monitor says nothing, to this request and to others.
+    pub(crate) async fn next_of(&self, replies: &mut Replies) -> Result<Option<Reply>> {
         loop {
             match timeout(self.patience, replies.next()).await {
                 Ok(reply) => return reply,
@@ -98,14 +102,19 @@ fn accepted(reply: Option<Reply>) -> Result<Reply> {
     }
 }
 
-/// Wait for a descriptor to become readable. The type must own its descriptor for as long as it lives, as all that are
+/// Wait for a descriptor to become readable.
+pub(crate) fn watched<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
+    watched_for(owner, Interest::READABLE)
+}
+
+/// Wait for a descriptor. The type must own its descriptor for as long as it lives, as all that are
 /// used here do.
 #[expect(
     deprecated,
     reason = "its replacement is an unsafe function, and those belong in sys, which has no tokio"
 )]
-pub(crate) fn watched<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
-    AsyncFd::with_interest(owner, Interest::READABLE)
+pub(crate) fn watched_for<T: AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(owner, interest)
 }
 
 /// The replies to one request. Dropping it tells the monitor that nobody waits any more.
@@ -113,6 +122,11 @@ pub(crate) fn watched<T: AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
 pub(crate) struct Replies(AsyncFd<Connection>);
 
 impl Replies {
+    /// The descriptor that came with the replies so far.
+    pub(crate) fn descriptor(&mut self) -> Option<std::os::fd::OwnedFd> {
+        self.0.get_mut().take_descriptor()
+    }
+
     /// The next reply; `None`: there are no more. Cancel safe: what has arrived in part is kept.
     pub(crate) async fn next(&mut self) -> Result<Option<Reply>> {
         loop {

@@ -1,0 +1,65 @@
+//! Connections to what listens on a pod's loopback, without a program in the pod.
+//!
+//! A socket belongs to the network namespace in which it was made, wherever it is used: a short-lived thread enters the pod's
+//! namespace and makes two, IPv4 and IPv6; connecting them is ordinary asynchronous work.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::debts::blocking;
+use crate::{Error, Kind, Result};
+
+/// How long one address may take to answer: the queue of who listens there may be full.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connect to a port on the loopback of a network namespace (`None`: the node's), first IPv4, then IPv6.
+pub(crate) async fn connect(netns: Option<&Path>, port: u16) -> Result<TcpStream> {
+    let make = || [AddressFamily::Inet, AddressFamily::Inet6].map(tcp_socket);
+    let sockets = match netns.map(Path::to_owned) {
+        None => make(),
+        Some(path) => blocking(move || sys::netns::run_in(&path, make).map_err(io::Error::other))
+            .await
+            .map_err(|e| Error::because(Kind::Internal, "enter the pod's network", e))?,
+    };
+    let addresses =
+        [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
+    let mut causes = Vec::new();
+    for (made, address) in sockets.into_iter().zip(addresses) {
+        let connected = match made {
+            Ok(fd) => connect_one(fd, address).await,
+            Err(e) => Err(e),
+        };
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => causes.push(format!("{}: {}", address.ip(), plain(&error))),
+        }
+    }
+    Err(Error::new(Kind::Unavailable, causes.join("; ")))
+}
+
+fn tcp_socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socket(family, SockType::Stream, flags, None)?)
+}
+
+async fn connect_one(socket: OwnedFd, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = TcpSocket::from_std_stream(socket.into());
+    let connected = timeout(PATIENCE, socket.connect(address)).await;
+    let stream = connected.map_err(|_| io::Error::from_raw_os_error(Errno::ETIMEDOUT as i32))??;
+    // each byte of a client may be one that somebody waits for
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The cause in words, without its number.
+fn plain(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |code| Errno::from_raw(code).desc().to_owned())
+}
