@@ -193,10 +193,12 @@ impl Programs {
     }
 }
 
-/// The pod's addresses in a result of any version: those of interfaces in a sandbox, or of no interface in particular.
+/// The pod's addresses in a result of any version: those of `eth0` in a sandbox, or of no interface in particular. A
+/// plugin that calls its interface otherwise is taken at its word when there is no `eth0`. Loopback addresses are nobody's.
 ///
 /// # Errors
-/// A phrase, when the result does not have the form that the specification gives it.
+/// A phrase, when the result does not have the form that the specification gives it, or has no address: without one a
+/// kubelet would make the pod anew for ever.
 pub(crate) fn addresses(result: &Value) -> std::result::Result<Vec<IpAddr>, String> {
     let none = Vec::new();
     let list = |key: &str| match &result[key] {
@@ -205,24 +207,27 @@ pub(crate) fn addresses(result: &Value) -> std::result::Result<Vec<IpAddr>, Stri
         other => Err(format!("{key:?} is {other}, not a list")),
     };
     let interfaces = list("interfaces")?;
-    let mut ips = Vec::new();
+    let (mut ips, mut others) = (Vec::new(), Vec::new());
     for entry in list("ips")? {
         let text = entry["address"].as_str().ok_or("an entry of \"ips\" has no \"address\"")?;
         let bare = text.split('/').next().unwrap_or_default();
-        let ip = bare.parse().map_err(|_| format!("{text:?} is not an address"))?;
+        let ip: IpAddr = bare.parse().map_err(|_| format!("{text:?} is not an address"))?;
         let at = entry["interface"].as_u64().and_then(|at| usize::try_from(at).ok());
-        let sandboxed = match at {
-            None => true,
-            Some(at) => {
-                let interface = interfaces.get(at).ok_or_else(|| format!("there is no interface {at}"))?;
-                interface["sandbox"].as_str().is_some_and(|s| !s.is_empty())
-            }
+        let interface = match at {
+            None => &Value::Null,
+            Some(at) => interfaces.get(at).ok_or_else(|| format!("there is no interface {at}"))?,
         };
-        if sandboxed {
-            ips.push(ip);
+        let sandboxed = interface["sandbox"].as_str().is_some_and(|s| !s.is_empty());
+        match interface["name"].as_str() {
+            _ if ip.is_loopback() => {}
+            _ if interface.is_null() => ips.push(ip),
+            Some(IFNAME) if sandboxed => ips.push(ip),
+            _ if sandboxed => others.push(ip),
+            _ => {}
         }
     }
-    Ok(ips)
+    let found = if ips.is_empty() { others } else { ips };
+    if found.is_empty() { Err("it has no address of the pod".to_owned()) } else { Ok(found) }
 }
 
 #[cfg(test)]
@@ -266,17 +271,23 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_the_host_are_not_the_pods() {
-        let result = json!({
-            "interfaces": [{"name": "br"}, {"name": "eth0", "sandbox": "/run/netns/x"}],
-            "ips": [{"address": "10.0.0.1/24", "interface": 0}, {"address": "10.0.0.2/24", "interface": 1},
-                    {"address": "fd00::2/64"}],
-        });
-        let ips: Vec<String> = addresses(&result).unwrap_or_default().iter().map(IpAddr::to_string).collect();
-        assert_eq!(ips, ["10.0.0.2", "fd00::2"]);
-        assert!(
-            addresses(&json!({"ips": [{"address": "10.0.0.2/24", "interface": 7}], "interfaces": []}))
-                .is_err()
-        );
+    fn addresses_of_the_host_and_of_other_interfaces_are_not_the_pods() {
+        let found = |ips: Value| {
+            let sandboxed = |name: &str| json!({"name": name, "sandbox": "/run/netns/x"});
+            let interfaces = json!([{"name": "br"}, sandboxed("eth0"), sandboxed("lo"), sandboxed("net1")]);
+            let found = addresses(&json!({"interfaces": interfaces, "ips": ips}));
+            found.map(|ips| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" "))
+        };
+        let ip = |address: &str, interface: u32| json!({"address": address, "interface": interface});
+        let (host, lo) = (ip("10.0.0.1/24", 0), ip("127.0.0.1/8", 2));
+        let (mine, second) = (ip("10.0.0.2/24", 1), ip("10.7.0.2/24", 3));
+        let anywhere = json!({"address": "fd00::2/64"});
+        let all = json!([lo, host, second, mine, anywhere]);
+        assert_eq!(found(all).as_deref(), Ok("10.0.0.2 fd00::2"));
+        assert_eq!(found(json!([lo, second])).as_deref(), Ok("10.7.0.2"));
+        for nothing in [json!([]), json!([lo, host])] {
+            assert_eq!(found(nothing), Err("it has no address of the pod".to_owned()));
+        }
+        assert!(found(json!([ip("10.0.0.2/24", 7)])).is_err());
     }
 }

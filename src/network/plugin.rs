@@ -228,11 +228,11 @@ async fn read_all(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
 }
 
 fn judge(described: &str, said: &Said) -> Result<Option<Value>> {
-    let stderr = String::from_utf8_lossy(&said.stderr);
+    if !said.stderr.iter().all(u8::is_ascii_whitespace) {
+        // where plugins have their logs; some say something at every call
+        tracing::info!("{described} says: {}", shorten(&said.stderr));
+    }
     if said.status.success() {
-        if !stderr.trim().is_empty() {
-            tracing::warn!("{described}: {}", stderr.trim());
-        }
         if said.stdout.iter().all(u8::is_ascii_whitespace) {
             return Ok(None);
         }
@@ -256,6 +256,6 @@ fn judge(described: &str, said: &Said) -> Result<Option<Value>> {
 }
 
 fn shorten(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).trim().to_owned();
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(2048)]).trim().to_owned();
     if text.is_empty() { "no output".to_owned() } else { format!("{text:?}") }
 }

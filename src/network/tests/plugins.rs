@@ -506,7 +506,7 @@ fn two_calls_for_one_pod_do_not_overlap() {
     // ends when as many as the file says have begun
     let body = format!(
         "[ $CNI_COMMAND = ADD ] || exit 0\necho >> {dir}/begun\n\
-         while [ $(wc -l < {dir}/begun) -lt $(cat {dir}/wanted) ]; do sleep 0.02; done\necho '{{\"ips\":[]}}'"
+         while [ $(wc -l < {dir}/begun) -lt $(cat {dir}/wanted) ]; do sleep 0.02; done\necho '{{\"ips\":[{{\"address\":\"10.1.0.2/24\"}}]}}'"
     );
     node.script("slow", &body);
     let wanted = |n: &str| std::fs::write(node.path("wanted"), n).unwrap();
