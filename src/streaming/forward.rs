@@ -1,0 +1,194 @@
+//! Port-forward: connections to ports of a pod, each joined with two streams of a client.
+//!
+//! Over SPDY the client opens, for each connection, an error and a data stream with the same `requestID` and a `port`;
+//! any number at once. Over WebSocket channels there is one connection for each port that the URL was made for. The data
+//! stream is half closed in each direction when that direction ends; the error stream gets a text when something is wrong.
+//!
+//! What must never happen: one connection holding up another (but for the client's connection itself, see `spdy`); a
+//! connection to the pod that outlives its client.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::pending;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::join;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::inbox::Source;
+use crate::outgoing::Outgoing;
+use crate::sink::Sink;
+use crate::{Backend, spdy};
+
+/// Bytes from a pod that are sent at once.
+const PIECE: usize = 32 << 10;
+
+/// A stream of a pair: what the client sends, and what it gets.
+pub(crate) type Half = (Source, Sink);
+
+/// Which stream of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Error,
+}
+
+/// A pair of which one stream is still to come.
+struct Waiting {
+    kind: Kind,
+    half: Half,
+    since: Instant,
+}
+
+/// Serve the connections that the client makes with the streams it opens. Each pair must be complete within `patience`.
+/// Ends when `opened` does.
+pub(crate) async fn pairs(
+    backend: &dyn Backend,
+    pod: &str,
+    mut opened: mpsc::Receiver<spdy::Stream>,
+    patience: Duration,
+) {
+    let mut waiting: HashMap<String, Waiting> = HashMap::new();
+    let mut running = FuturesUnordered::new();
+    loop {
+        let oldest = waiting.values().map(|pair| pair.since).min();
+        let expiry = async {
+            match oldest {
+                Some(since) => sleep_until(since + patience).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            stream = opened.recv() => {
+                let Some(stream) = stream else { return };
+                if let Some((port, data, error)) = pair(&mut waiting, stream) {
+                    // nothing is read from an error stream
+                    running.push(connection(backend, pod, port, data, error.1));
+                }
+            }
+            Some(()) = running.next() => {}
+            () = expiry => {
+                let late = waiting.extract_if(|_, pair| pair.since.elapsed() >= patience);
+                for (id, pair) in late.collect::<Vec<_>>() {
+                    let text = format!("request {id}: its other stream did not come within {patience:?}");
+                    tracing::debug!(pod, text);
+                    if pair.kind == Kind::Error {
+                        pair.half.1.finish(text.as_bytes()).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Accept a stream if it makes sense; a pair when it is complete: port, data, error.
+fn pair(waiting: &mut HashMap<String, Waiting>, stream: spdy::Stream) -> Option<(u16, Half, Half)> {
+    let port = stream.headers.get("port").and_then(|port| port.parse().ok()).filter(|port| *port > 0);
+    let kind = match stream.headers.get("streamtype") {
+        Some("data") => Some(Kind::Data),
+        Some("error") => Some(Kind::Error),
+        _ => None,
+    };
+    let (Some(port), Some(kind)) = (port, kind) else {
+        // dropped, it is refused
+        tracing::debug!(headers = ?stream.headers, "a stream without a port, or of a kind that is unknown");
+        return None;
+    };
+    let id = match (stream.headers.get("requestid"), kind) {
+        (Some(id), _) => id.to_owned(),
+        // clients from before that header open the error stream, then the data stream
+        (None, Kind::Error) => stream.id().to_string(),
+        (None, Kind::Data) => stream.id().saturating_sub(2).to_string(),
+    };
+    match waiting.remove(&id) {
+        None => {
+            let half = accept(stream);
+            waiting.insert(id, Waiting { kind, half, since: Instant::now() });
+            None
+        }
+        Some(other) if other.kind == kind => {
+            tracing::debug!(id, "a second stream of the same kind");
+            waiting.insert(id, other);
+            None
+        }
+        Some(other) => {
+            let half = accept(stream);
+            let (data, error) = if kind == Kind::Data { (half, other.half) } else { (other.half, half) };
+            Some((port, data, error))
+        }
+    }
+}
+
+fn accept(stream: spdy::Stream) -> Half {
+    let (source, sink) = stream.accept();
+    (source, Sink::Spdy(sink))
+}
+
+/// Serve one connection to its end.
+pub(crate) async fn connection(backend: &dyn Backend, pod: &str, port: u16, data: Half, error: Sink) {
+    let wrong = match backend.forward(pod, port).await {
+        Ok(connection) => {
+            let (read, write) = tokio::io::split(connection);
+            let (source, sink) = data;
+            // a channel cannot tell that the pod has said its last: its client would wait for ever
+            let ends_with_pod = matches!(sink, Sink::Channel(_));
+            let (up, down) = (up(source, write), down(read, sink));
+            if ends_with_pod {
+                tokio::select! {
+                    wrong = down => wrong,
+                    never = async { up.await; pending::<Infallible>().await } => match never {},
+                }
+            } else {
+                join(up, down).await.1
+            }
+        }
+        Err(refusal) => Some(refusal.message),
+    };
+    let text = wrong.map(|wrong| format!("error forwarding port {port} to pod {pod}: {wrong}"));
+    if let Some(text) = &text {
+        tracing::debug!(text);
+    }
+    error.finish(text.unwrap_or_default().as_bytes()).await;
+}
+
+/// From the client to the pod.
+async fn up(mut source: Source, mut to: impl AsyncWrite + Unpin) {
+    let lost = source.lost();
+    tokio::pin!(lost);
+    let mut bytes = Vec::new();
+    while let Ok(true) = source.take(&mut bytes).await {
+        let written = tokio::select! {
+            written = to.write_all(&bytes) => written,
+            () = &mut lost => return,
+        };
+        // a pod that reads no more may still have something to say
+        if written.is_err() {
+            return;
+        }
+    }
+    let _ = to.shutdown().await;
+}
+
+/// From the pod to the client; what went wrong on the pod's side.
+async fn down(mut from: impl AsyncRead + Unpin, mut sink: Sink) -> Option<String> {
+    let mut outgoing = Outgoing::new(PIECE);
+    loop {
+        let read = tokio::select! {
+            read = outgoing.fill(&mut from) => read,
+            () = sink.gone() => return None,
+        };
+        match read {
+            Ok(0) => break,
+            Ok(_) if sink.send(&mut outgoing).await.is_ok() => {}
+            Ok(_) => return None,
+            // dropped, the data stream is thrown away
+            Err(error) => return Some(error.to_string()),
+        }
+    }
+    sink.finish(&[]).await;
+    None
+}
