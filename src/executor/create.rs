@@ -176,12 +176,11 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
         }
     }
     ready.ok_or_else(|| {
-        Error::new(
-            Kind::Internal,
-            "make the container",
-            &plan.id,
-            "its process was killed while it was set up",
-        )
+        let (kind, why) = match init.cgroup.oom_kills() {
+            Ok(1..) => (Kind::Invalid, "its memory limit is too small to set it up"),
+            _ => (Kind::Internal, "its process was killed while it was set up"),
+        };
+        Error::new(kind, "make the container", &plan.id, why)
     })
 }
 
@@ -203,10 +202,7 @@ fn make_cgroup(cgroup: &Cgroup, version: Version) -> Result<()> {
 }
 
 fn set_limits(plan: &Plan) -> Result<()> {
-    match plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()) {
-        Some(limits) => resources::update(&plan.cgroup, limits),
-        None => Ok(()),
-    }
+    resources::set_first(&plan.cgroup, plan.spec.linux().as_ref().and_then(|l| l.resources().as_ref()))
 }
 
 fn listen(gate: &Path) -> Result<UnixListener> {

@@ -30,6 +30,11 @@ pub(crate) struct Sets {
 /// `capabilities` gets none.
 pub(crate) fn sets(wanted: Option<&LinuxCapabilities>) -> Result<(Sets, Vec<String>)> {
     let Some(wanted) = wanted else { return Ok((Sets::default(), Vec::new())) };
+    let permitted: Vec<_> = wanted.permitted().iter().flatten().collect();
+    if let Some(cap) = wanted.effective().iter().flatten().find(|cap| !permitted.contains(cap)) {
+        let name = oci::seccomp::canonical_capability(&cap.to_string());
+        return Err(Error::invalid("set capabilities", name, "is effective, but not permitted"));
+    }
     let mut lacking = std::collections::BTreeSet::new();
     let mut has = std::collections::HashMap::new();
     let mut given = |set: &Option<Capabilities>| -> Result<CapsHashSet> {
@@ -104,7 +109,7 @@ pub(crate) fn apply_rights(process: &Process, sets: &Sets, filter: Option<&Filte
         set(CapSet::Effective, &permitted)?;
         filter.install()?;
     }
-    set(CapSet::Effective, &sets.effective.intersection(&sets.permitted).copied().collect())?;
+    set(CapSet::Effective, &sets.effective)?;
     set(CapSet::Permitted, &sets.permitted)?;
     caps::clear(None, CapSet::Ambient)
         .map_err(|e| Error::new(crate::Kind::Internal, "clear capabilities", "Ambient", e))?;

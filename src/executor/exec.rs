@@ -28,12 +28,7 @@ const NAMESPACES: i32 =
 pub fn exec(exec: Exec<'_>) -> Result<Pending> {
     sys::cgroup::Layout::host().step("find the cgroups", "")?;
     let (ours, theirs) = Channel::pair()?;
-    let gone = |e: std::io::Error| match e.raw_os_error() {
-        Some(libc::ESRCH | libc::ENOMEM | libc::ENOENT) => {
-            Error::new(Kind::WrongState, "exec in container", exec.id, "it is not running")
-        }
-        _ => Error::internal("exec in container", exec.id, &e),
-    };
+    let gone = |e: std::io::Error| gone(exec.id, &e);
     let own = fs::File::open("/proc/self/ns/pid").step("open", "/proc/self/ns/pid")?;
     let cgroup = exec.cgroup.unified_directory().map_err(gone)?;
     sys::namespace::enter(exec.init, libc::CLONE_NEWPID).map_err(gone)?;
@@ -66,6 +61,24 @@ pub fn exec(exec: Exec<'_>) -> Result<Pending> {
     }
 }
 
+/// The kernel's answers when init has ended, and its cgroup is gone.
+fn gone(id: &str, error: &std::io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOMEM | libc::ENOENT | libc::ENODEV) => {
+            Error::new(Kind::WrongState, "exec in container", id, "it is not running")
+        }
+        _ => Error::internal("exec in container", id, error),
+    }
+}
+
+/// An error of a step when init runs, [`Kind::WrongState`] when it has ended meanwhile: whatever then fails, fails for that.
+fn unless_ended(exec: &Exec<'_>, error: Error) -> Error {
+    match sys::process::wait_for_end(exec.init, std::time::Duration::ZERO) {
+        Ok(true) => Error::new(Kind::WrongState, "exec in container", exec.id, "it is not running"),
+        _ => error,
+    }
+}
+
 fn init_cgroup(init: BorrowedFd<'_>) -> std::io::Result<Option<OwnedFd>> {
     sys::cgroup::Cgroup::of_process(sys::process::pid_of(init)?)?.unified_directory()
 }
@@ -73,7 +86,7 @@ fn init_cgroup(init: BorrowedFd<'_>) -> std::io::Result<Option<OwnedFd>> {
 fn become_program(exec: &Exec<'_>, channel: &Channel) -> Error {
     match run(exec, channel) {
         Ok(never) => match never {},
-        Err(error) => error,
+        Err(error) => unless_ended(exec, error),
     }
 }
 

@@ -54,10 +54,14 @@ pub(crate) fn find_or_make(root: BorrowedFd<'_>, path: &Path, make: Make) -> Res
     };
     let stat = fstat(&found).map_err(|e| failed(e.into()))?;
     match (make, is_directory(&stat)) {
-        (Make::Directory, false) => Err(failed(Errno::ENOTDIR.into())),
-        (Make::File, true) => Err(failed(Errno::EISDIR.into())),
+        (Make::Directory, false) => Err(other_kind(path, "it is not a directory there")),
+        (Make::File, true) => Err(other_kind(path, "it is a directory there")),
         _ => Ok(found),
     }
+}
+
+fn other_kind(path: &Path, why: &str) -> Error {
+    Error::invalid("make in the container's root", path.display(), why)
 }
 
 /// The plain components of a path: `.` dropped, `..` taken back.
@@ -182,7 +186,7 @@ mod tests {
         std::fs::write(directory.path().join("file"), "").unwrap();
         symlink("file", directory.path().join("proc")).unwrap();
         let error = find_or_make(root.as_fd(), Path::new("/file"), Make::Directory).unwrap_err();
-        assert!(error.to_string().ends_with("not a directory"), "{error}");
+        assert!(error.to_string().ends_with("not a directory there"), "{error}");
         assert_eq!(
             find_plain(root.as_fd(), Path::new("/proc")).unwrap_err().raw_os_error(),
             Some(libc::ELOOP)

@@ -22,6 +22,10 @@ impl From<Problem> for Error {
 pub fn load(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
     let text = fs::read(&path).map_err(|e| Error::invalid("read", path.display(), crate::errno_text(&e)))?;
+    // serde would take a list for a struct
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(Error::invalid("parse", path.display(), "is not a JSON object"));
+    }
     let spec = serde_json::from_slice(&text).map_err(|e| Error::invalid("parse", path.display(), e))?;
     check(&spec)?;
     Ok(spec)

@@ -56,11 +56,31 @@ pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
         if file.contains('/') || !file.contains('.') {
             return Err(invalid("unified", "a key is not the name of a cgroup file"));
         }
-        cgroup.write_unified(file, value).step("set limit", format!("{file}={value}"))?;
+        set_unified(cgroup, file, value)?;
     }
     match resources.devices().as_deref() {
         Some(rules) if !rules.is_empty() => set_devices(cgroup, rules),
         _ => Ok(()),
+    }
+}
+
+/// Set the limits of a new cgroup. Without device rules it has the default devices only.
+pub(crate) fn set_first(cgroup: &Cgroup, resources: Option<&LinuxResources>) -> Result<()> {
+    resources.map_or(Ok(()), |resources| update(cgroup, resources))?;
+    let rules = resources.and_then(|r| r.devices().as_deref()).unwrap_or_default();
+    if rules.is_empty() { set_devices(cgroup, &[]) } else { Ok(()) }
+}
+
+fn set_unified(cgroup: &Cgroup, file: &str, value: &str) -> Result<()> {
+    let what = format!("{file}={value}");
+    match cgroup.write_unified(file, value) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
+            Err(Error::unsupported("set limit", what, "this node's cgroup v2 hierarchy has no such file"))
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            Err(Error::invalid("set limit", what, "the kernel takes no such value"))
+        }
+        other => other.step("set limit", what),
     }
 }
 
@@ -89,8 +109,17 @@ fn apply(cgroup: &Cgroup, write: &Write) -> Result<()> {
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) && write.controller == "memory" => {
             Err(Error::invalid("set limit", what, "more memory is in use"))
         }
+        Err(e) if is_refused(&e) && write.controller == "cpuset" => {
+            Err(Error::invalid("set limit", what, "not all of them are there and in the parent cgroup"))
+        }
+        Err(e) if is_refused(&e) => Err(Error::invalid("set limit", what, "the kernel takes no such value")),
         other => other.step("set limit", what),
     }
+}
+
+/// Whether the value is what the kernel does not like.
+fn is_refused(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ERANGE | libc::EACCES))
 }
 
 /// All writes for a set of limits, in the order in which they must be done.
@@ -389,7 +418,8 @@ fn always_allowed() -> Vec<Rule> {
 }
 
 fn device_rules(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
-    let mut all = Vec::new();
+    // what no rule names is denied
+    let mut all = vec![Rule { allow: false, kind: None, major: None, minor: None, access: 7 }];
     for rule in rules {
         let number = |n: Option<i64>| n.filter(|n| *n >= 0).map(|n| n as u32);
         let (major, minor) = (number(rule.major()), number(rule.minor()));
@@ -416,14 +446,18 @@ fn device_rules(rules: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>> {
 }
 
 fn set_devices(cgroup: &Cgroup, rules: &[LinuxDeviceCgroup]) -> Result<()> {
+    let asked = !rules.is_empty();
     let rules = device_rules(rules)?;
     let layout = Layout::host().step("find the cgroups", "")?;
     if layout.controller("devices").is_none() {
         let directory = cgroup.unified_directory().step("open cgroup", cgroup.path())?;
         let directory = directory
             .ok_or_else(|| Error::unsupported("set limit", "devices", "this node has no cgroups"))?;
-        return devices::attach(directory.as_fd(), &Policy::new(&rules))
-            .step("attach device program to", cgroup.path());
+        return match devices::attach(directory.as_fd(), &Policy::new(&rules)) {
+            // this kernel cannot, and nobody asked
+            Err(e) if !asked && matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
+            other => other.step("attach device program to", cgroup.path()),
+        };
     }
     let policy = Policy::new(&rules);
     for rule in &rules {

@@ -44,7 +44,7 @@ impl Supervisor {
         let Some(container) = self.containers.get_mut(&key) else { return };
         let Some(Removal { attempts, .. }) = &mut container.removal else { return };
         *attempts += 1;
-        let pause = Duration::from_millis(2 << (*attempts).min(9)).min(SLOWEST);
+        let pause = Duration::from_millis(1 << (*attempts).min(9)).min(SLOWEST);
         match &container.phase {
             // Goes on when the executor is done.
             Phase::Starting { .. } => return,
@@ -59,7 +59,8 @@ impl Supervisor {
                         cgroup.kill()?;
                         cgroup.thaw()?;
                     }
-                    cgroup.remove()
+                    // It waits for nothing: all containers of the pod wait for this loop.
+                    cgroup.try_remove()
                 });
                 match removed {
                     Ok(()) => return self.removed(key),

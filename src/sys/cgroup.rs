@@ -332,17 +332,22 @@ impl Cgroup {
     /// Remove it with all cgroups below it; gone already is success. `EBUSY` while a process is in it: a killed
     /// one leaves a little later, so this tries again for about 100 ms.
     pub fn remove(&self) -> io::Result<()> {
-        for (_, directory) in self.directories()? {
-            let mut pause = Duration::from_micros(200);
-            while let Err(error) = remove_tree(&directory) {
-                if error.raw_os_error() != Some(libc::EBUSY) || pause > Duration::from_millis(60) {
-                    return Err(error);
-                }
-                sleep(pause);
-                pause *= 2;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match self.try_remove() {
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) && pause < Duration::from_millis(60) => {}
+                other => return other,
             }
+            sleep(pause);
+            pause *= 2;
         }
-        Ok(())
+    }
+
+    /// As [`Cgroup::remove`], once and without waiting; what can go already goes.
+    pub fn try_remove(&self) -> io::Result<()> {
+        let removed: Vec<_> =
+            self.directories()?.iter().map(|(_, directory)| remove_tree(directory)).collect();
+        removed.into_iter().collect()
     }
 
     /// Whether it is there in any hierarchy.

@@ -176,7 +176,14 @@ fn command(parser: &mut Parser, global: &mut Global) -> Result<Action, Error> {
             Arg::Long("rootless") => rootless(parser)?,
             Arg::Long("version") | Arg::Short('v') => return Ok(Action::Version),
             Arg::Long("help") | Arg::Short('h') => return Ok(Action::Help),
-            Arg::Value(name) => return action(&name.string()?, parser),
+            Arg::Value(name) => {
+                return match action(&name.string()?, parser) {
+                    Err(Error::UnexpectedOption(option)) if option == "--help" || option == "-h" => {
+                        Ok(Action::Help)
+                    }
+                    other => other,
+                };
+            }
             other => return Err(other.unexpected()),
         }
     }

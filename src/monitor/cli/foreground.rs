@@ -122,6 +122,8 @@ impl Waiting<'_> {
         fcntl(console, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         let _ = sys::terminal::copy_size(io::stdin().as_fd(), console.as_fd());
         let _raw = Raw::new();
+        // With the other side open here, the terminal does not end while nobody in the container has it open.
+        let _peer = sys::tty::peer(console.as_fd());
         let (mut input, mut open, mut stdin_open) = (VecDeque::new(), true, true);
         let stdin = io::stdin();
         loop {

@@ -198,6 +198,7 @@ fn what_cannot_run_leaves_nothing() {
         let (code, text) = node.leave(&[command, "c1"]);
         if code == Some(0) {
             assert!(node.failure(&["start", "c1"]).contains("/no/such"));
+            wait_until("its end", || node.status("c1") == "stopped");
             node.text(&["delete", "c1"]);
         } else {
             assert!(text.contains("/no/such") && text.contains("no such file"), "{text}");
@@ -207,9 +208,44 @@ fn what_cannot_run_leaves_nothing() {
     node.bundle.set("process", "nonsense", json!(1));
     fs::write(node.bundle.dir.join("config.json"), "{").expect("write");
     assert!(node.failure(&["run", "c1"]).contains("config.json"));
+    fs::write(node.bundle.dir.join("config.json"), "[]").expect("write");
+    assert!(node.failure(&["run", "c1"]).contains("is not a JSON object"));
     fs::remove_file(node.bundle.dir.join("config.json")).expect("remove");
     assert!(node.failure(&["run", "c1"]).contains("no such file"));
     assert!(!node.path("root").exists() || node.is_clean());
+}
+
+#[test]
+fn what_is_effective_must_be_permitted() {
+    let mut node = node!("what_is_effective_must_be_permitted", "true");
+    let chown = json!(["CAP_CHOWN"]);
+    node.bundle.set(
+        "process",
+        "capabilities",
+        json!({ "bounding": chown, "effective": chown, "permitted": [] }),
+    );
+    assert!(node.failure(&["run", "c1"]).contains("CAP_CHOWN"));
+    assert!(node.is_clean());
+}
+
+#[test]
+fn a_mount_on_the_other_kind_is_the_config_s_fault() {
+    let mut node = node!("a_mount_on_the_other_kind_is_the_config_s_fault", "true");
+    let mounts = node.bundle.config["mounts"].as_array_mut().expect("mounts");
+    mounts.push(
+        json!({ "destination": "/proc/version", "type": "bind", "source": "/usr", "options": ["bind"] }),
+    );
+    node.bundle.write();
+    let text = node.failure(&["run", "c1"]);
+    assert!(text.contains("/proc/version") && text.contains("not a directory"), "{text}");
+    assert!(node.is_clean());
+}
+
+#[test]
+fn every_command_has_help() {
+    let output = Command::new(RUNTIME).args(["run", "--help"]).output().expect("runs");
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("Usage:"));
 }
 
 #[test]
@@ -327,6 +363,28 @@ fn run_relays_a_terminal() {
     assert!(!text.contains("corten-runtime:"), "{text}");
     assert_eq!(child.wait().expect("ends").code(), Some(6));
     assert!(node.is_clean());
+}
+
+#[test]
+fn a_terminal_that_nobody_has_open_for_a_while_goes_on() {
+    let mut node = node!(
+        "a_terminal_that_nobody_has_open_for_a_while_goes_on",
+        "exec </dev/null >/dev/null 2>&1; sleep 1; echo again >/dev/tty; exit 5"
+    );
+    with_terminal(&mut node);
+    let (master, slave) = terminal();
+    let mut command = node.command(&["run", "c1"]);
+    let copy = || Stdio::from(slave.as_fd().try_clone_to_owned().expect("clone"));
+    let mut child = command.stdin(copy()).stdout(copy()).stderr(copy()).spawn().expect("runs");
+    drop((command, slave));
+    assert_eq!(child.wait().expect("ends").code(), Some(5));
+    let (mut text, mut part) = (Vec::new(), [0; 256]);
+    let mut master = fs::File::from(master);
+    // the end of a terminal is EIO
+    while let Ok(count @ 1..) = master.read(&mut part) {
+        text.extend_from_slice(&part[..count]);
+    }
+    assert!(String::from_utf8_lossy(&text).contains("again"), "{:?}", String::from_utf8_lossy(&text));
 }
 
 #[test]

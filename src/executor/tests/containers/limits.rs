@@ -13,6 +13,7 @@ use crate::scratch::{Bundle, end, finish, until};
 pub(crate) const TESTS: &[Test] = &[
     ("limits::values_arrive", values_arrive),
     ("limits::running_out_of_memory", running_out_of_memory),
+    ("limits::what_cannot_be_set_is_told", what_cannot_be_set_is_told),
     ("limits::pids", pids),
     ("limits::cpusets_are_inherited", cpusets_are_inherited),
     ("limits::devices", devices),
@@ -68,6 +69,25 @@ fn values_arrive() {
         }
     }
     end(&container);
+}
+
+fn what_cannot_be_set_is_told() {
+    let refused = |resources: serde_json::Value| {
+        let mut bundle = Bundle::new("true");
+        bundle.config["linux"]["resources"] = resources;
+        bundle.run().unwrap_err()
+    };
+    let unified = refused(json!({"unified": {"memory.no_such": "1"}}));
+    assert_eq!(unified.kind, executor::Kind::Unsupported, "{unified}");
+    assert!(unified.to_string().contains("memory.no_such"), "{unified}");
+    if !skip("what_cannot_be_set_is_told", "cpuset") {
+        let cpus = refused(json!({"cpu": {"cpus": "4999"}}));
+        assert_eq!(cpus.kind, executor::Kind::Invalid, "{cpus}");
+        assert!(cpus.to_string().contains("cpuset.cpus=4999"), "{cpus}");
+    }
+    let memory = refused(json!({"memory": {"limit": 8192, "swap": 8192}}));
+    assert_eq!(memory.kind, executor::Kind::Invalid, "{memory}");
+    assert!(memory.to_string().contains("memory"), "{memory}");
 }
 
 fn running_out_of_memory() {
@@ -149,6 +169,11 @@ fn devices() {
         denied_but(&[json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": "r"})]);
     assert_eq!(bundle.run().unwrap().text(), "made\nzero\nprobe");
     fs::remove_file(bundle.root().join("tmp/own")).unwrap();
+    for none in [serde_json::Value::Null, json!({}), json!({"devices": []})] {
+        bundle.config["linux"]["resources"] = none;
+        assert_eq!(bundle.run().unwrap().text(), "made\nzero", "what is not named is denied");
+        fs::remove_file(bundle.root().join("tmp/own")).unwrap();
+    }
     bundle.config["linux"]["resources"] = json!({"devices": [{"allow": true, "access": "rwm"}]});
     assert!(bundle.run().unwrap().text().contains("probe"));
 }
