@@ -1,4 +1,9 @@
 //! What a pod asks of its network, what it got, and how both look in CNI's words.
+//!
+//! Names and forms are those that containerd and CRI-O use: `CNI_ARGS` with `K8S_POD_*`, and the capabilities
+//! `portMappings`, `bandwidth`, `dns`, `cgroupPath` and `io.kubernetes.cri.pod-annotations`, each for the plugins whose
+//! configuration asks for it. The CRI has nothing that `ips`, `mac`, `infinibandGUID`, `ipRanges` or `aliases` could be
+//! filled from, so nobody gets them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

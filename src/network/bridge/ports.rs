@@ -57,6 +57,13 @@ impl Ports {
         self.0.join(format!("{}={}", owner.container, owner.ifname))
     }
 
+    /// The mappings of the other networks in the same `dataDir`: those that the pods of an earlier configuration have.
+    fn beside(&self) -> Vec<(Attachment, Mapped)> {
+        let networks = self.0.parent().and_then(Path::parent).map(fs::read_dir);
+        let dirs = networks.into_iter().flatten().flatten().flatten().map(|entry| entry.path().join("ports"));
+        dirs.filter(|dir| *dir != self.0).flat_map(|dir| Ports(dir).all()).collect()
+    }
+
     /// What is there, unreadable files left out: they are of a crash and their owner gets a DEL.
     pub(crate) fn all(&self) -> Vec<(Attachment, Mapped)> {
         let mut found: Vec<(Attachment, Mapped)> = fs::read_dir(&self.0)
@@ -89,7 +96,8 @@ impl Ports {
     /// # Errors
     /// One of the ports is another's, is there twice, or is on a family that the pod has no address of.
     pub(crate) fn put(&self, owner: &Attachment, mapped: &Mapped) -> Outcome<()> {
-        let others = self.all();
+        let mut others = self.all();
+        others.extend(self.beside());
         for (at, port) in mapped.ports.iter().enumerate() {
             let hit = |m: &Mapped| m.ports.iter().any(|p| p.collides(port));
             if let Some((other, _)) = others.iter().find(|(o, m)| o != owner && hit(m)) {

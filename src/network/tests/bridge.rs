@@ -380,3 +380,27 @@ fn del_takes_what_add_refuses() {
     }
     clean_up(&small(&dir), &dir);
 }
+
+#[test]
+fn a_port_is_one_pods_also_in_a_network_of_another_name() {
+    if !private_nft("a_port_is_one_pods_also_in_a_network_of_another_name") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let (a, b) = (netns("a"), netns("b"));
+    let old = small(&dir)
+        .with("name", json!("old"))
+        .with("bridge", json!("corten8"))
+        .with("subnets", json!([{"subnet": "10.8.0.0/29"}]));
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    old.with("runtimeConfig", ports.clone()).call("ADD", "c1", &a).unwrap();
+    let new = small(&dir).with("runtimeConfig", ports);
+    let error = new.call("ADD", "c2", &b).unwrap_err();
+    assert_eq!(error["msg"], "host port 8080/tcp is taken by container c1");
+    old.call("DEL", "c1", &a).unwrap();
+    new.call("ADD", "c2", &b).unwrap();
+    new.call("DEL", "c2", &b).unwrap();
+    old.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
+    clean_up(&small(&dir), &dir);
+}

@@ -89,6 +89,63 @@ fn a_chain_passes_results_and_capabilities_on() {
 }
 
 #[test]
+fn each_plugin_gets_what_it_asks_for() {
+    if !private("each_plugin_gets_what_it_asks_for") {
+        return;
+    }
+    let node = Node::bare();
+    for name in ["all", "none"] {
+        recorder(&node, name, "10.1.0.2/24");
+    }
+    let asked = json!({"portMappings": true, "bandwidth": true, "dns": true, "cgroupPath": true, "ips": true,
+                       "mac": true, "io.kubernetes.cri.pod-annotations": true});
+    let plugins = json!([{"type": "all", "capabilities": asked, "runtimeConfig": {"of": "the file"}}, {"type": "none"}]);
+    let list = json!({"cniVersion": "1.1.0", "name": "fake", "plugins": plugins});
+    node.configure("a.conflist", &list.to_string());
+    let mut pod = pod(1);
+    for (direction, rate) in [("ingress", "1.5M"), ("egress", "8Ki")] {
+        pod.annotations.insert(format!("kubernetes.io/{direction}-bandwidth"), rate.to_owned());
+    }
+    pod.cgroup_parent = "/kubepods/podx".to_owned();
+    let text = |s: &str| vec![s.to_owned()];
+    pod.dns =
+        Some(Dns { servers: text("192.0.2.53"), searches: text("a.example"), options: text("ndots:5") });
+    let mapping = |protocol, host_ip: &str, host_port| PortMapping {
+        protocol,
+        container_port: 80,
+        host_port,
+        host_ip: host_ip.parse().ok(),
+    };
+    pod.ports = vec![
+        mapping(Protocol::Tcp, "", 8080),
+        mapping(Protocol::Sctp, "2001:db8::1", 8081),
+        mapping(Protocol::Udp, "", 0),
+    ];
+    let expected = json!({
+        "of": "the file",
+        "portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+                         {"hostPort": 8081, "containerPort": 80, "protocol": "sctp", "hostIP": "2001:db8::1"}],
+        "bandwidth": {"ingressRate": 1_500_000, "ingressBurst": i32::MAX,
+                      "egressRate": 8192, "egressBurst": i32::MAX},
+        "dns": {"servers": ["192.0.2.53"], "searches": ["a.example"], "options": ["ndots:5"]},
+        "cgroupPath": "/kubepods/podx",
+        "io.kubernetes.cri.pod-annotations": pod.annotations,
+    });
+    runtime().block_on(async {
+        node.network.attach(&pod).await.unwrap();
+        node.network.detach(&pod.pod).await.unwrap();
+        for verb in ["ADD", "DEL"] {
+            assert_eq!(input(&node, &format!("all.{verb}"))["runtimeConfig"], expected, "{verb}");
+            assert_eq!(input(&node, &format!("none.{verb}"))["runtimeConfig"], Value::Null, "{verb}");
+        }
+        pod.annotations.insert("kubernetes.io/ingress-bandwidth".to_owned(), "fast".to_owned());
+        let e = node.network.attach(&pod).await.unwrap_err();
+        let why = "annotation kubernetes.io/ingress-bandwidth: \"fast\" is no rate between 1k and 1P";
+        assert!(e.kind == Kind::Invalid && e.message.starts_with(why), "{e}");
+    });
+}
+
+#[test]
 fn results_of_before_0_4_are_not_given_to_del() {
     if !private("results_of_before_0_4_are_not_given_to_del") {
         return;
