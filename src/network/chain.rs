@@ -59,9 +59,13 @@ const INPUT_REFUSED: [u32; 4] = [1, 2, 6, 7];
 impl Past<'_> {
     /// Whether a DEL with this error code says of its input what ADD said: the plugin has never done anything with it.
     fn refused(&self, code: Option<u32>) -> bool {
-        let before = self.failed.and_then(|failed| failed.code);
-        code.is_some_and(|code| INPUT_REFUSED.contains(&code)) && code == before
+        refused_input(code) && code == self.failed.and_then(|failed| failed.code)
     }
+}
+
+/// Whether a plugin with this error code has looked at its input and done nothing.
+pub(crate) fn refused_input(code: Option<u32>) -> bool {
+    code.is_some_and(|code| INPUT_REFUSED.contains(&code))
 }
 
 /// A kubelet asks for the status every few seconds, and waits for the answer.
@@ -171,7 +175,7 @@ impl Programs {
         Ok(())
     }
 
-    /// GC of every plugin, whatever the others answer.
+    /// GC of every plugin, whatever the others answer. The error has a code when all that failed refused their input.
     pub(crate) async fn gc(&self, list: &Conflist, containers: &[String]) -> Result<()> {
         if list.version < Version::V1_1 || list.disable_gc {
             return Ok(());
@@ -186,10 +190,13 @@ impl Programs {
             // the key's first name, which plugins of before libcni 1.2.3 look for
             input["cni.dev/attachments"] = json!(valid);
             if let Err(e) = plugin::run(type_of(config), &self.dirs, &call, &input).await {
-                failures.push(e.message);
+                failures.push(e);
             }
         }
-        if failures.is_empty() { Ok(()) } else { Err(Error::new(Kind::Plugin, failures.join("; "))) }
+        let Some(first) = failures.first() else { return Ok(()) };
+        let code = first.code.filter(|_| failures.iter().all(|e| refused_input(e.code)));
+        let messages: Vec<&str> = failures.iter().map(|e| e.message.as_str()).collect();
+        Err(Error { kind: Kind::Plugin, message: messages.join("; "), code })
     }
 }
 

@@ -9,7 +9,7 @@ use oci::id::PodId;
 use tokio::sync::Notify;
 
 use crate::attachment::{Attached, Attachment};
-use crate::chain::{Past, Programs, Side, Stopped, addresses};
+use crate::chain::{Past, Programs, Side, Stopped, addresses, refused_input};
 use crate::conflist::{Conflist, Directory};
 use crate::error::{Error, Kind, Result};
 use crate::plugin;
@@ -393,11 +393,19 @@ impl Network {
             }
             done.push(network);
             let of_the_past = containers.is_empty() && default.as_ref() != Some(network);
-            if of_the_past && let Err(e) = inner.programs.present(network) {
-                tracing::info!(network = network.name, "the network is used no more: {e}");
-            } else if let Err(e) = inner.programs.gc(network, &containers).await {
-                tracing::warn!(network = network.name, "the plugins' garbage was not collected: {e}");
-                continue;
+            let collected = match inner.programs.present(network) {
+                Ok(()) => inner.programs.gc(network, &containers).await,
+                missing => missing,
+            };
+            match collected {
+                Ok(()) => {}
+                Err(e) if of_the_past && (e.kind == Kind::Unavailable || refused_input(e.code)) => {
+                    tracing::info!(network = network.name, "a network of the past is forgotten: {e}");
+                }
+                Err(e) => {
+                    tracing::warn!(network = network.name, "the plugins' garbage was not collected: {e}");
+                    continue;
+                }
             }
             if containers.is_empty() && used.contains(network) {
                 inner.used.forget(network).unwrap_or_else(|e| tracing::warn!("{e}"));

@@ -407,6 +407,16 @@ fn a_network_that_is_configured_no_more_gets_a_last_gc() {
         node.configure("a.conflist", &chain("1.1.0", &["good"]));
         node.restarted().collect_garbage(&[]).await;
         assert!(!node.settings.state_dir.join("networks").exists());
+        // and one whose plugin never took its configuration; not one that only fails
+        let refusal = |code: u32| format!("echo '{{\"code\":{code},\"msg\":\"no\"}}'; exit 1");
+        for (code, remembered) in [(7, false), (999, true)] {
+            node.script("bad", &format!("[ $CNI_COMMAND = DEL ] && exit 0\n{}", refusal(code)));
+            node.configure("a.conflist", &chain("1.1.0", &["bad"]));
+            node.network.attach(&pod(1)).await.unwrap_err();
+            node.configure("a.conflist", &chain("1.1.0", &["good"]));
+            node.restarted().collect_garbage(&[]).await;
+            assert_eq!(node.settings.state_dir.join("networks").exists(), remembered, "{code}");
+        }
     });
 }
 
