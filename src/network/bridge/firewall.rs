@@ -1,7 +1,8 @@
 //! Masquerading and port mappings, by whichever program the machine has.
 //!
 //! Rules of the network are made once and then only looked for; pods without ports add none. Changes happen under
-//! `<dataDir>/<network>/firewall.lock`.
+//! `<dataDir>/<network>/firewall.lock`, which the programs that write the rules hold too: one that outlives a killed plugin
+//! is waited for.
 
 use std::fs::{self, File};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use crate::iptables::{self, Iptables};
 use crate::link::former_bridges;
 use crate::nftables::{self, Nftables};
 use crate::ports::{Mapped, Mapping, Ports};
+use crate::program;
 
 /// The rules of a network.
 pub(crate) struct Rules<'a> {
@@ -76,6 +78,7 @@ impl<'a> Rules<'a> {
         let path = self.config.data_dir.join(&self.config.name).join("firewall.lock");
         let failed = |e: std::io::Error| Failure::new(code::IO, format!("lock {}", path.display()), e);
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+        program::inherits(&file).map_err(|e| failed(e.into()))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(e.into()))
     }
 

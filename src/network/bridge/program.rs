@@ -1,8 +1,11 @@
 //! Programs of the machine that write firewall rules: found, fed, and their complaints passed on.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+
+use nix::fcntl::{FcntlArg, FdFlag};
 
 use crate::failure::{Failure, Outcome, code};
 
@@ -11,6 +14,12 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(usual).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+/// Lets the programs that are started from now on hold a lock as well: when this process is killed, what it started goes
+/// on for a moment, and whoever comes next has to wait for that.
+pub(crate) fn inherits(lock: &File) -> nix::Result<()> {
+    nix::fcntl::fcntl(lock, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)
 }
 
 fn command(name: &str, args: &[&str]) -> Outcome<Command> {

@@ -16,6 +16,7 @@ use crate::firewall::Rules;
 use crate::ipam::{self, Addresses};
 use crate::link::{Pair, Routes, bridges, enable_ipv6, former_bridges, host_name, made_here};
 use crate::ports::Ports;
+use crate::program;
 use crate::result::{self, Made};
 
 /// The environment of a verb that is about one pod.
@@ -64,6 +65,7 @@ fn lock_network(config: &Config, how: FlockArg) -> Outcome<Flock<File>> {
                 continue;
             }
         };
+        program::inherits(&handle).map_err(|e| failed(e.into()))?;
         let lock = Flock::lock(handle, how).map_err(|(_, errno)| failed(errno.into()))?;
         // a GC that cleaned up completely may have removed it while we waited
         let (ours, there) = (lock.metadata().map_err(failed)?, fs::metadata(&dir));

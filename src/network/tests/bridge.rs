@@ -404,3 +404,46 @@ fn a_port_is_one_pods_also_in_a_network_of_another_name() {
     old.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
     clean_up(&small(&dir), &dir);
 }
+
+#[test]
+fn a_firewall_program_that_outlives_its_plugin_is_waited_for() {
+    if !private_nft("a_firewall_program_that_outlives_its_plugin_is_waited_for") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let ns = netns("a");
+    let at = |name: &str| root.path().join(name);
+    // waits before it does its work
+    let nft = must(Command::new("sh").args(["-c", "command -v nft"]));
+    let script = format!(
+        "#!/bin/sh\ntouch {0}/begun\nwhile [ ! -e {0}/go ]; do sleep 0.02; done\n{1} \"$@\"\ntouch {0}/done\n",
+        root.path().display(),
+        nft.trim()
+    );
+    std::fs::create_dir(at("slow")).unwrap();
+    std::fs::write(at("slow/nft"), script).unwrap();
+    must(Command::new("chmod").arg("755").arg(at("slow/nft")));
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let plugin = small(&dir).with("runtimeConfig", ports);
+    plugin.call("ADD", "c1", &ns).unwrap();
+    let path = format!("{}:{}", at("slow").display(), std::env::var("PATH").unwrap());
+    let mut slow = Command::new(scene::bridge_program());
+    let mut del = plugin.start_with(slow.env("PATH", path), "DEL", "c1", &ns);
+    scene::eventually("DEL writes rules", || at("begun").exists());
+    del.kill().unwrap();
+    del.wait().unwrap();
+    let mut add = plugin.start("ADD", "c1", &ns);
+    // without the lock it would be over by now
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(2) && add.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::write(at("go"), "").unwrap();
+    let answer = add.wait_with_output().unwrap();
+    scene::eventually("the old program has ended", || at("done").exists());
+    let result: Value = serde_json::from_slice(&answer.stdout).unwrap();
+    plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", &ns).unwrap();
+    clean_up(&plugin, &dir);
+}

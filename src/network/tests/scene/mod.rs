@@ -219,7 +219,18 @@ impl Plugin {
 
     /// Starts a verb.
     pub(crate) fn start(&self, verb: &str, container: &str, netns: &Path) -> Child {
-        let mut child = Command::new(bridge_program())
+        self.start_with(&mut Command::new(bridge_program()), verb, container, netns)
+    }
+
+    /// Starts a verb by a prepared command.
+    pub(crate) fn start_with(
+        &self,
+        command: &mut Command,
+        verb: &str,
+        container: &str,
+        netns: &Path,
+    ) -> Child {
+        let mut child = command
             .envs([("CNI_COMMAND", verb), ("CNI_CONTAINERID", container), ("CNI_IFNAME", "eth0")])
             .env("CNI_NETNS", netns)
             .stdin(Stdio::piped())
