@@ -20,6 +20,7 @@
 mod call;
 pub mod client;
 mod image_service;
+mod lists;
 mod parse;
 pub mod proto;
 mod render;

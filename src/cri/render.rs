@@ -1,8 +1,11 @@
 //! Values to answers: what the engine and the image store return becomes CRI messages. Pure functions.
 
 pub(crate) mod container;
+pub(crate) mod event;
 pub(crate) mod exec;
 pub(crate) mod image;
+mod metric_table;
+pub(crate) mod metrics;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod stats;

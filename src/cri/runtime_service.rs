@@ -7,17 +7,17 @@ use std::sync::Arc;
 use engine::Engine;
 use tonic::{Request, Response, Status};
 
-use crate::call::{Call, change, note, read};
+use crate::call::{change, note, read};
 use crate::proto::runtime::v1::runtime_service_server::RuntimeService;
 use crate::proto::runtime::v1::*;
 use crate::status::later;
-use crate::streams::{Items, stream};
+use crate::streams::{self, Items, Told, stream};
 use crate::{Info, parse, render};
 
 /// Answers for pods and containers.
 pub(crate) struct Runtime {
-    engine: Engine,
-    info: Arc<Info>,
+    pub(crate) engine: Engine,
+    pub(crate) info: Arc<Info>,
 }
 
 impl Runtime {
@@ -25,35 +25,9 @@ impl Runtime {
     pub(crate) fn new(engine: Engine, info: Info) -> Runtime {
         Runtime { engine, info: Arc::new(info) }
     }
-
-    /// What ListPodSandbox and StreamPodSandboxes answer.
-    fn pods(&self, call: Call, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>, Status> {
-        call.answer(|| {
-            let pods = self.engine.list_pods(&parse::filter::pods(filter)?);
-            Ok(pods.iter().map(render::pod::item).collect())
-        })
-    }
-
-    /// What ListContainers and StreamContainers answer.
-    fn containers(&self, call: Call, filter: Option<ContainerFilter>) -> Result<Vec<Container>, Status> {
-        call.answer(|| {
-            let containers = self.engine.list_containers(&parse::filter::containers(filter)?);
-            Ok(containers.iter().map(render::container::item).collect())
-        })
-    }
-
-    /// What ListContainerStats and StreamContainerStats answer.
-    async fn stats(&self, call: Call, filter: Option<ContainerStatsFilter>) -> Answer<Vec<ContainerStats>> {
-        let engine = self.engine.clone();
-        call.run(self.info.slow_request, async move {
-            let used = engine.list_usage(&parse::filter::stats(filter)).await;
-            Ok(used.iter().map(|(status, usage)| render::stats::container(status, usage)).collect())
-        })
-        .await
-    }
 }
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(crate) type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
@@ -122,9 +96,9 @@ impl RuntimeService for Runtime {
         read!("PodSandboxStatus", sandbox = &request.pod_sandbox_id)
             .run(self.info.slow_request, async move {
                 let id = parse::filled(request.pod_sandbox_id, "pod_sandbox_id")?;
-                let status = engine.pod_status(&id)?;
+                let snapshot = engine.pod_snapshot(&id)?;
                 let info = if request.verbose { engine.verbose_pod(&id)? } else { Default::default() };
-                Ok(render::pod::status(&status, info))
+                Ok(render::pod::status(&snapshot, info))
             })
             .await
     }
@@ -287,7 +261,7 @@ impl RuntimeService for Runtime {
         read!("ContainerStats", container = &id)
             .run(self.info.slow_request, async move {
                 let id = parse::filled(id, "container_id")?;
-                let (status, usage) = (engine.container_status(&id)?, engine.container_usage(&id).await?);
+                let (status, usage) = engine.container_usage(&id).await?;
                 Ok(ContainerStatsResponse { stats: Some(render::stats::container(&status, &usage)) })
             })
             .await
@@ -310,6 +284,74 @@ impl RuntimeService for Runtime {
         let stats =
             self.stats(read!("StreamContainerStats"), request.into_inner().filter).await?.into_inner();
         Ok(stream(stats, |container_stats| StreamContainerStatsResponse { container_stats }))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<PodSandboxStatsRequest>,
+    ) -> Answer<PodSandboxStatsResponse> {
+        let (id, engine) = (request.into_inner().pod_sandbox_id, self.engine.clone());
+        read!("PodSandboxStats", sandbox = &id)
+            .run(self.info.slow_request, async move {
+                let usage = engine.pod_usage(&parse::filled(id, "pod_sandbox_id")?).await?;
+                Ok(PodSandboxStatsResponse { stats: Some(render::stats::sandbox(&usage)) })
+            })
+            .await
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        let call = read!("ListPodSandboxStats");
+        let stats = self.pod_stats(call, request.into_inner().filter).await?.into_inner();
+        Ok(Response::new(ListPodSandboxStatsResponse { stats }))
+    }
+
+    type StreamPodSandboxStatsStream = Items<StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        let call = read!("StreamPodSandboxStats");
+        let stats = self.pod_stats(call, request.into_inner().filter).await?.into_inner();
+        Ok(stream(stats, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    }
+
+    type GetContainerEventsStream = Told;
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        let listener = read!("GetContainerEvents").answer(|| self.engine.listen())?;
+        Ok(Response::new(streams::tell(listener)))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        Ok(Response::new(ListMetricDescriptorsResponse { descriptors: render::metrics::descriptors() }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        let pod_metrics = self.metrics(read!("ListPodSandboxMetrics")).await?.into_inner();
+        Ok(Response::new(ListPodSandboxMetricsResponse { pod_metrics }))
+    }
+
+    type StreamPodSandboxMetricsStream = Items<StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        let metrics = self.metrics(read!("StreamPodSandboxMetrics")).await?.into_inner();
+        Ok(stream(metrics, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 
     // -------------------------------------------------------------------------------------------- later versions
@@ -338,58 +380,6 @@ impl RuntimeService for Runtime {
 
     async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
         Err(later("PortForward"))
-    }
-
-    async fn pod_sandbox_stats(&self, _: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        Err(later("PodSandboxStats"))
-    }
-
-    async fn list_pod_sandbox_stats(
-        &self,
-        _: Request<ListPodSandboxStatsRequest>,
-    ) -> Answer<ListPodSandboxStatsResponse> {
-        Err(later("ListPodSandboxStats"))
-    }
-
-    type StreamPodSandboxStatsStream = Items<StreamPodSandboxStatsResponse>;
-
-    async fn stream_pod_sandbox_stats(
-        &self,
-        _: Request<StreamPodSandboxStatsRequest>,
-    ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        Err(later("StreamPodSandboxStats"))
-    }
-
-    type GetContainerEventsStream = Items<ContainerEventResponse>;
-
-    async fn get_container_events(
-        &self,
-        _: Request<GetEventsRequest>,
-    ) -> Answer<Self::GetContainerEventsStream> {
-        Err(later("GetContainerEvents"))
-    }
-
-    async fn list_metric_descriptors(
-        &self,
-        _: Request<ListMetricDescriptorsRequest>,
-    ) -> Answer<ListMetricDescriptorsResponse> {
-        Err(later("ListMetricDescriptors"))
-    }
-
-    async fn list_pod_sandbox_metrics(
-        &self,
-        _: Request<ListPodSandboxMetricsRequest>,
-    ) -> Answer<ListPodSandboxMetricsResponse> {
-        Err(later("ListPodSandboxMetrics"))
-    }
-
-    type StreamPodSandboxMetricsStream = Items<StreamPodSandboxMetricsResponse>;
-
-    async fn stream_pod_sandbox_metrics(
-        &self,
-        _: Request<StreamPodSandboxMetricsRequest>,
-    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        Err(later("StreamPodSandboxMetrics"))
     }
 
     async fn checkpoint_container(

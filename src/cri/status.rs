@@ -41,6 +41,7 @@ fn code(kind: Kind) -> Code {
         Kind::WrongState => Code::FailedPrecondition,
         Kind::Unsupported => Code::Unimplemented,
         Kind::Deadline => Code::DeadlineExceeded,
+        Kind::Exhausted => Code::ResourceExhausted,
         Kind::Unavailable => Code::Unavailable,
         Kind::Internal => Code::Internal,
     }
@@ -59,6 +60,7 @@ mod tests {
             (Kind::WrongState, Code::FailedPrecondition),
             (Kind::Unsupported, Code::Unimplemented),
             (Kind::Deadline, Code::DeadlineExceeded),
+            (Kind::Exhausted, Code::ResourceExhausted),
             (Kind::Unavailable, Code::Unavailable),
             (Kind::Internal, Code::Internal),
         ] {

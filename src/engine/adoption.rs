@@ -6,15 +6,15 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use monitor::protocol::{Known, Reply};
 use oci::PodId;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::container::{Container, Ending, State};
+use crate::container::{self, Container, Ending, State};
 use crate::context::{Context, now};
 use crate::debts::{Debt, blocking};
 use crate::operation::{Operation, Retry};
@@ -25,8 +25,7 @@ use crate::record::{self, ContainerIntent, ContainerRecord, Found, PodRecord};
 use crate::recovery::{self, Adopted, Fate, Observed};
 use crate::step::Step;
 use crate::trash::Trash;
-use crate::usage::Sizes;
-use crate::{Error, Kind, Result, Settings, sandbox, sweeper};
+use crate::{Error, Kind, Result, Settings, events, sandbox, sweeper};
 
 /// How long a monitor may take to say what it knows; one that does not is of no use.
 const TELL_DEADLINE: Duration = Duration::from_secs(30);
@@ -51,7 +50,9 @@ pub(crate) async fn open(
         program,
         trash,
         index: Default::default(),
-        sizes: Sizes::default(),
+        sizes: Default::default(),
+        rates: Default::default(),
+        events: Default::default(),
     });
     let (seen, monitors) = look(&ctx).await?;
     ctx.index.leave_alone(seen.foreign_pods.clone());
@@ -72,7 +73,16 @@ pub(crate) async fn open(
         tokio::spawn(sweeper::sweep(ctx.clone(), plan.sweep));
     }
     tokio::spawn(sweeper::sweep_now_and_then(Arc::downgrade(&ctx), ctx.settings.sweep_every));
+    tokio::spawn(settle(Arc::downgrade(&ctx)));
     Ok(ctx)
+}
+
+/// The start is over some time after it.
+async fn settle(ctx: Weak<Context>) {
+    sleep(events::EARLY).await;
+    if let Some(ctx) = ctx.upgrade() {
+        ctx.events.settle();
+    }
 }
 
 fn make_dirs(paths: &Paths) -> std::io::Result<()> {
@@ -216,12 +226,14 @@ fn adopt(
         let verb = crate::admission::PodVerb::Remove;
         pod.later.push(Command::Pod { verb, step: Step::new(), answer });
     }
+    let mut earlier = Vec::new();
     for adopted in containers {
+        earlier.push((adopted.record.id.clone(), container::shown_of(&adopted.before)));
         ctx.index.add_container(&adopted.record.id, &adopted.record.pod);
         pod.containers.insert(adopted.record.id.clone(), resume(adopted));
     }
     pod.signal_again();
-    pod.publish();
+    pod.publish_adopted(earlier);
     ctx.index.adopt(handle, name);
     tokio::spawn(pod.run());
 }

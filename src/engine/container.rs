@@ -178,6 +178,15 @@ impl Container {
     }
 }
 
+/// What clients saw of a container that had come so far; its process is not known any more.
+pub(crate) fn shown_of(progress: &Progress) -> ContainerState {
+    match progress {
+        Progress::Created => ContainerState::Created,
+        Progress::Started { started_at } => ContainerState::Running { started_at: *started_at, pid: 0 },
+        Progress::Exited(ended) => shown(ended),
+    }
+}
+
 fn shown(ended: &Ended) -> ContainerState {
     ContainerState::Exited {
         started_at: ended.started_at,

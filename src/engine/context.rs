@@ -5,10 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sys::memfd::Program;
 
 use crate::Settings;
+use crate::events::Events;
 use crate::index::Index;
 use crate::paths::Paths;
+use crate::rates::Rates;
+use crate::sizes::Sizes;
 use crate::trash::Trash;
-use crate::usage::Sizes;
 
 /// See the module's header.
 pub(crate) struct Context {
@@ -23,6 +25,10 @@ pub(crate) struct Context {
     pub(crate) trash: Trash,
     /// Sizes of writable layers, as last measured.
     pub(crate) sizes: Sizes,
+    /// CPU time of cgroups, as last read.
+    pub(crate) rates: Rates,
+    /// What happens, for those who listen.
+    pub(crate) events: Events,
 }
 
 /// Nanoseconds since the epoch.

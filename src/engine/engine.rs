@@ -13,22 +13,23 @@ use oci::{ContainerId, PodId};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use crate::admission::{self, PodStage, PodVerb, Stage, Verb, Verdict};
+use crate::admission::{self, PodStage, PodVerb, Verb, Verdict};
 use crate::config::{ContainerConfig, PodConfig, Resources, Strings};
 use crate::container::{Ask, Request};
 use crate::context::{Context, now};
+use crate::events::Listener;
 use crate::index::{Claim, PodHandle};
 use crate::link::Link;
 use crate::operation::{Answer, Operation};
-use crate::pod::{self, Command};
+use crate::pod::{self, Command, PodView};
 use crate::record::{self, PodIntent, PodRecord};
 use crate::status::{
-    ContainerFilter, ContainerStatus, ContainerUsage, ExecOutput, NodeStatus, PodFilter, PodStatus,
+    ContainerFilter, ContainerStatus, ExecOutput, NodeStatus, PodFilter, PodSnapshot, PodStatus,
 };
 use crate::step::Step;
 use crate::streams::{self, AttachConfig, AttachSession, ExecConfig, ExecSession};
 use crate::view::ContainerView;
-use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, forward, sandbox, usage};
+use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, forward, sandbox};
 
 /// How long [`Engine::drain`] waits for directories that are being removed.
 const TRASH_DEADLINE: Duration = Duration::from_secs(2);
@@ -36,7 +37,7 @@ const TRASH_DEADLINE: Duration = Duration::from_secs(2);
 /// Cloneable handle of the engine. Every id may be given as a unique prefix.
 #[derive(Clone)]
 pub struct Engine {
-    ctx: Arc<Context>,
+    pub(crate) ctx: Arc<Context>,
 }
 
 impl Engine {
@@ -144,12 +145,12 @@ impl Engine {
         Ok(self.pod(id)?.look().status.clone())
     }
 
-    fn pod(&self, id: &str) -> Result<PodHandle> {
+    pub(crate) fn pod(&self, id: &str) -> Result<PodHandle> {
         let none = || Error::new(Kind::NotFound, format!("there is no pod {id:?}"));
         self.ctx.index.pod(id)?.ok_or_else(none)
     }
 
-    fn container(&self, id: &str) -> Result<(PodHandle, ContainerView)> {
+    pub(crate) fn container(&self, id: &str) -> Result<(PodHandle, ContainerView)> {
         let none = || Error::new(Kind::NotFound, format!("there is no container {id:?}"));
         let (id, handle) = self.ctx.index.container(id)?.ok_or_else(none)?;
         let view = handle.look().containers.get(&id).cloned().ok_or_else(none)?;
@@ -158,12 +159,12 @@ impl Engine {
 
     /// The pods that match.
     pub fn list_pods(&self, filter: &PodFilter) -> Vec<PodStatus> {
-        let pods = self.ctx.index.pods();
-        pods.iter()
-            .map(PodHandle::look)
-            .filter(|view| view.matches(filter))
-            .map(|v| v.status.clone())
-            .collect()
+        self.views(filter).iter().map(|view| view.status.clone()).collect()
+    }
+
+    /// What the pods that match show.
+    pub(crate) fn views(&self, filter: &PodFilter) -> Vec<Arc<PodView>> {
+        self.ctx.index.pods().iter().map(PodHandle::look).filter(|view| view.matches(filter)).collect()
     }
 
     /// Make a container in a ready pod. The same name and attempt again joins, or returns the id, when the
@@ -214,7 +215,7 @@ impl Engine {
         Ok(self.container(id)?.1.status)
     }
 
-    fn containers(&self, filter: &ContainerFilter) -> Vec<ContainerView> {
+    pub(crate) fn containers(&self, filter: &ContainerFilter) -> Vec<ContainerView> {
         let mut found = Vec::new();
         for view in self.ctx.index.pods().iter().map(PodHandle::look).filter(|view| view.listed) {
             found.extend(view.containers.values().filter(|container| container.matches(filter)).cloned());
@@ -300,29 +301,19 @@ impl Engine {
         self.container_verb(id, Ask::Update(Box::new(resources))).await
     }
 
-    /// What a container uses now; [`Kind::NotFound`].
-    pub async fn container_usage(&self, id: &str) -> Result<ContainerUsage> {
-        let (_, view) = self.container(id)?;
-        self.usage_of(&view).await
+    /// Be told what happens to pods and containers from now on; [`Kind::Unavailable`].
+    pub fn listen(&self) -> Result<Listener> {
+        self.ctx.index.admit()?;
+        Ok(self.ctx.events.listen())
     }
 
-    async fn usage_of(&self, view: &ContainerView) -> Result<ContainerUsage> {
-        let runs = matches!(view.stage, Stage::Running | Stage::Stopping);
-        usage::read(&self.ctx, &view.status.id, runs.then(|| view.cgroup.clone())).await
-    }
-
-    /// What the running containers that match use now; those that ended meanwhile are left out.
-    pub async fn list_usage(&self, filter: &ContainerFilter) -> Vec<(ContainerStatus, ContainerUsage)> {
-        let mut found = Vec::new();
-        for view in self.containers(filter) {
-            if !matches!(view.stage, Stage::Running | Stage::Stopping) {
-                continue;
-            }
-            if let Ok(usage) = self.usage_of(&view).await {
-                found.push((view.status, usage));
-            }
-        }
-        found
+    /// A pod with its containers, all of one moment; [`Kind::NotFound`].
+    pub fn pod_snapshot(&self, id: &str) -> Result<PodSnapshot> {
+        // before it is looked at, so that whatever happens later has a later time
+        let at = now();
+        let view = self.pod(id)?.look();
+        let containers = view.containers.values().map(|container| container.status.clone()).collect();
+        Ok(PodSnapshot { at, pod: view.status.clone(), containers })
     }
 
     /// Conditions of the node.
@@ -350,6 +341,7 @@ impl Engine {
     /// Finish what runs, with a deadline; workloads go on. Afterwards every call is refused.
     pub async fn drain(&self) {
         self.ctx.index.close();
+        self.ctx.events.close();
         let mut waiting = Vec::new();
         for handle in self.ctx.index.pods() {
             let (answer, quit) = oneshot::channel();

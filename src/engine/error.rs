@@ -18,6 +18,8 @@ pub enum Kind {
     Unsupported,
     /// A deadline passed.
     Deadline,
+    /// The client took too much, or too slowly.
+    Exhausted,
     /// Something the node needs is missing or does not answer (network, registry).
     Unavailable,
     /// Anything else.

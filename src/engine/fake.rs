@@ -13,7 +13,6 @@ use crate::context::Context;
 use crate::paths::Paths;
 use crate::record::{ContainerIntent, ContainerRecord, PodIntent, PodRecord, Progress, VERSION};
 use crate::trash::Trash;
-use crate::usage::Sizes;
 
 pub(crate) async fn context(root: &Path) -> Arc<Context> {
     let settings = Settings {
@@ -42,7 +41,9 @@ pub(crate) async fn context(root: &Path) -> Arc<Context> {
         settings,
         paths,
         index: Default::default(),
-        sizes: Sizes::default(),
+        sizes: Default::default(),
+        rates: Default::default(),
+        events: Default::default(),
     })
 }
 

@@ -9,8 +9,9 @@
 //! what is given back  debts                  after a restart    recovery (the plan), adoption (doing it)
 //! the monitor         process, link, exec    OCI bundles        bundle
 //! streams of clients  streams, terminal      into a pod's net   forward
-//! figures             usage                  slow requests      step
-//! removed trees       trash                   what is nobody's      sweeper
+//! figures             usage, sizes, rates,   slow requests      step
+//!                     metrics                removed trees      trash
+//! events              events                 what is nobody's   sweeper
 //! ```
 //!
 //! No request owns work, no lock is held across an await, and everything acquired is reachable from a record or from
@@ -29,20 +30,25 @@ mod effects;
 mod ending;
 mod engine;
 mod error;
+pub mod events;
 mod exec;
 #[cfg(test)]
 mod fake;
+pub mod figures;
 mod forward;
 mod index;
 mod link;
+mod metrics;
 mod operation;
 mod paths;
 mod pod;
 mod process;
+mod rates;
 mod record;
 mod recovery;
 mod sandbox;
 mod settings;
+mod sizes;
 mod stages;
 pub mod status;
 pub mod step;

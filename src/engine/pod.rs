@@ -36,6 +36,7 @@ use crate::index::PodHandle;
 use crate::operation::{Answer, MOST_WAITING, Operation, Retry, too_many};
 use crate::process::{Event, Monitor};
 use crate::record::{PodIntent, PodRecord};
+use crate::status::{ContainerState, PodState};
 use crate::step::Step;
 pub(crate) use crate::view::PodView;
 use crate::view::{self, ContainerView};
@@ -135,7 +136,7 @@ pub(crate) fn new(ctx: Arc<Context>, record: PodRecord, state: State) -> (PodHan
         view,
         quit: None,
     };
-    pod.publish();
+    pod.view.send_replace(pod.shown());
     (handle, pod)
 }
 
@@ -193,7 +194,30 @@ impl Pod {
         }
     }
 
+    /// Show how things stand, and tell what has happened since they were shown last.
     pub(crate) fn publish(&self) {
+        let view = self.shown();
+        let before = self.view.send_replace(view.clone());
+        self.ctx.events.changed(&before, &view);
+    }
+
+    /// Show an adopted pod for the first time, and tell what differs from what an earlier daemon knew of its containers.
+    pub(crate) fn publish_adopted(&self, earlier: Vec<(ContainerId, ContainerState)>) {
+        let view = self.shown();
+        let mut before = (*view).clone();
+        if self.record.intent == PodIntent::Run {
+            before.status.state = PodState::Ready;
+        }
+        for (id, state) in earlier {
+            if let Some(container) = before.containers.get_mut(&id) {
+                container.status.state = state;
+            }
+        }
+        self.view.send_replace(view.clone());
+        self.ctx.events.changed(&before, &view);
+    }
+
+    fn shown(&self) -> Arc<PodView> {
         let shown = |container: &Container| ContainerView {
             stage: container.stage(),
             status: container.status(),
@@ -206,12 +230,13 @@ impl Pod {
         };
         // a pod that is being set up or undone is nobody's business; one that is gone is not there
         let hidden = self.record.intent == PodIntent::Create || matches!(self.state, State::Gone);
-        self.view.send_replace(Arc::new(PodView {
+        Arc::new(PodView {
             stage,
             listed: !hidden,
             status: view::pod_status(&self.record, stage, pid),
+            cgroup: self.record.cgroup.clone(),
             containers: self.containers.iter().map(|(id, c)| (id.clone(), shown(c))).collect(),
-        }));
+        })
     }
 
     async fn command(&mut self, command: Command) {

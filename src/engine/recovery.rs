@@ -78,6 +78,8 @@ pub(crate) struct Adopted {
     pub(crate) answered: bool,
     /// The record on disk does not say so yet.
     pub(crate) news: bool,
+    /// How far it had come when the record was written.
+    pub(crate) before: Progress,
 }
 
 /// What is to be done.
@@ -178,7 +180,7 @@ fn adopt(mut record: ContainerRecord, known: Option<&Known>, lives: bool, now: i
         _ => true,
     };
     let news = before != (record.progress.clone(), record.intent);
-    Adopted { record, state, answered, news }
+    Adopted { record, state, answered, news, before: before.0 }
 }
 
 #[cfg(test)]

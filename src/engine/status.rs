@@ -1,4 +1,4 @@
-//! What the engine answers: snapshots of pods and containers, filters, and figures.
+//! What the engine answers: snapshots of pods and containers, and filters.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -34,6 +34,17 @@ pub struct PodStatus {
     pub pid: Option<i32>,
     /// Pinned network namespace; `None` with the host's network.
     pub netns: Option<PathBuf>,
+}
+
+/// A pod and its containers at one moment.
+#[derive(Clone, Debug)]
+pub struct PodSnapshot {
+    /// When, nanoseconds since the epoch: nothing that happened before it is missing.
+    pub at: i64,
+    /// The pod.
+    pub pod: PodStatus,
+    /// Its containers.
+    pub containers: Vec<ContainerStatus>,
 }
 
 /// State of a container (CRI ContainerState), with what exists only in it.
@@ -138,37 +149,6 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
     /// Exit status, or 128 + signal.
     pub exit_code: i32,
-}
-
-/// What a container uses, at one moment.
-#[derive(Clone, Debug, Default)]
-pub struct ContainerUsage {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// CPU time used since it started, ns.
-    pub cpu_usage_ns: u64,
-    /// Memory in use without inactive page cache, bytes.
-    pub memory_working_set: u64,
-    /// Memory charged to the cgroup, bytes.
-    pub memory_usage: u64,
-    /// Limit minus working set, bytes; 0: no limit.
-    pub memory_available: u64,
-    /// Anonymous memory and swap cache, bytes.
-    pub memory_rss: u64,
-    /// Minor page faults.
-    pub page_faults: u64,
-    /// Major page faults.
-    pub major_page_faults: u64,
-    /// Swap in use, bytes; `None`: not accounted.
-    pub swap_usage: Option<u64>,
-    /// Swap limit minus usage, bytes.
-    pub swap_available: Option<u64>,
-    /// Where the writable layer is.
-    pub writable_path: PathBuf,
-    /// Size of the writable layer, bytes.
-    pub writable_bytes: u64,
-    /// Inodes of the writable layer.
-    pub writable_inodes: u64,
 }
 
 /// Conditions that CRI Status reports; `Err` says why not.

@@ -1,181 +1,146 @@
-//! What containers use: figures of their cgroups, and the size of their writable layers.
+//! Reading what containers and pods use: figures of their cgroups, and the counters of their interfaces.
 //!
-//! The cgroup is read when somebody asks. The size of a layer is a walk over all its files, so it is never in the way of a
-//! request: [`Sizes`] answers with what was measured last and, when that is older than [`FRESH`], measures anew in
-//! the background, one layer at a time. Only a layer that was never measured is waited for, and not longer than [`FIRST`].
+//! Nothing is collected in the background: figures are read when somebody asks, those of many containers one after the other
+//! on one blocking thread. The size of a writable layer is the exception, see `sizes`.
+//!
+//! A container that ends while it is being read is left out of a list, like one that ended a moment earlier.
 
-use std::collections::HashMap;
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use oci::ContainerId;
+use futures_util::future::join_all;
 use sys::cgroup::Cgroup;
-use sys::cgroup_usage::Usage;
-use tokio::sync::Semaphore;
+use sys::interface_counters::{self, Interface};
 
+use crate::admission::{PodStage, Stage};
 use crate::context::{Context, now};
 use crate::debts::blocking;
-use crate::status::ContainerUsage;
-use crate::{Error, Kind, Result};
+use crate::figures::{CgroupFigures, ContainerUsage, PodUsage};
+use crate::pod::PodView;
+use crate::status::{ContainerFilter, ContainerState, ContainerStatus, PodFilter};
+use crate::view::ContainerView;
+use crate::{Engine, Error, Kind, Result};
 
-/// A measurement as old as this is good enough.
-const FRESH: Duration = Duration::from_secs(10);
+/// A container and the figures of its cgroup; `None`: it does not run.
+pub(crate) type Read = (ContainerView, i64, Option<CgroupFigures>);
 
-/// How long the first measurement of a layer is waited for.
-const FIRST: Duration = Duration::from_millis(20);
-
-/// Size of a tree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Size {
-    pub(crate) bytes: u64,
-    pub(crate) inodes: u64,
+/// What was read of a pod without waiting for anything.
+pub(crate) struct PodRead {
+    view: Arc<PodView>,
+    timestamp: i64,
+    cgroup: CgroupFigures,
+    network: Vec<Interface>,
+    processes: u64,
+    pub(crate) containers: Vec<Read>,
 }
 
-#[derive(Default)]
-struct Entry {
-    size: Size,
-    /// `None`: never measured.
-    at: Option<Instant>,
-    measuring: bool,
-}
-
-/// Sizes of writable layers, as last measured.
-#[derive(Clone)]
-pub(crate) struct Sizes {
-    entries: Arc<Mutex<HashMap<ContainerId, Entry>>>,
-    /// One walk at a time: it is for the kubelet's eviction, not for speed.
-    walking: Arc<Semaphore>,
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Sizes { entries: Arc::default(), walking: Arc::new(Semaphore::new(1)) }
-    }
-}
-
-impl Sizes {
-    /// A removed container's size is of no use.
-    pub(crate) fn forget(&self, id: &ContainerId) {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+impl Engine {
+    /// What a container uses now; [`Kind::NotFound`].
+    pub async fn container_usage(&self, id: &str) -> Result<(ContainerStatus, ContainerUsage)> {
+        let (_, view) = self.container(id)?;
+        let context = format!("read the usage of container {}", view.status.id.short());
+        let ctx = self.ctx.clone();
+        let read = blocking(move || read_container(&ctx, view)).await;
+        let read = read.map_err(|e| Error::because(Kind::Internal, context, e))?;
+        Ok(with_layer(&self.ctx, read).await)
     }
 
-    /// The last size, and whether this caller has to measure anew.
-    fn last(&self, id: &ContainerId) -> (Option<Size>, bool) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.entry(id.clone()).or_default();
-        let stale = entry.at.is_none_or(|at| at.elapsed() > FRESH) && !entry.measuring;
-        entry.measuring |= stale;
-        (entry.at.map(|_| entry.size), stale)
+    /// What the running containers that match use now.
+    pub async fn list_usage(&self, filter: &ContainerFilter) -> Vec<(ContainerStatus, ContainerUsage)> {
+        let views: Vec<ContainerView> = self.containers(filter).into_iter().filter(runs).collect();
+        let ctx = self.ctx.clone();
+        let read = blocking(move || Ok(read_all(&ctx, views))).await.unwrap_or_default();
+        join_all(read.into_iter().map(|read| with_layer(&self.ctx, read))).await
     }
 
-    fn store(&self, id: &ContainerId, size: Option<Size>) {
-        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        // forgotten meanwhile: it stays so
-        let Some(entry) = entries.get_mut(id) else { return };
-        entry.measuring = false;
-        if let Some(size) = size {
-            entry.size = size;
-            entry.at = Some(Instant::now());
+    /// What a ready pod uses now. [`Kind::NotFound`]; [`Kind::WrongState`]: it is stopped.
+    pub async fn pod_usage(&self, id: &str) -> Result<PodUsage> {
+        let view = self.pod(id)?.look();
+        if view.stage != PodStage::Ready {
+            let text = format!("pod {} is stopped: it uses nothing", view.status.id.short());
+            return Err(Error::new(Kind::WrongState, text));
         }
+        let context = format!("read the usage of pod {}", view.status.id.short());
+        let ctx = self.ctx.clone();
+        let read = blocking(move || read_pod(&ctx, view)).await;
+        let read = read.map_err(|e| Error::because(Kind::Internal, context, e))?;
+        Ok(with_layers(&self.ctx, read).await)
     }
 
-    /// The size of a container's layer as known; measured in the background when that is old.
-    async fn of(&self, id: &ContainerId, layer: PathBuf) -> Size {
-        let (last, stale) = self.last(id);
-        if !stale {
-            return last.unwrap_or_default();
-        }
-        let (sizes, id) = (self.clone(), id.clone());
-        let walk = tokio::spawn(async move {
-            let _one = sizes.walking.acquire().await;
-            let size = blocking(move || measure(&layer)).await;
-            sizes.store(&id, size.as_ref().ok().copied());
-            size.unwrap_or_default()
-        });
-        match last {
-            Some(size) => size,
-            None => {
-                tokio::time::timeout(FIRST, walk).await.ok().and_then(|done| done.ok()).unwrap_or_default()
-            }
-        }
+    /// What the ready pods that match use now.
+    pub async fn list_pod_usage(&self, filter: &PodFilter) -> Vec<PodUsage> {
+        let views: Vec<Arc<PodView>> =
+            self.views(filter).into_iter().filter(|view| view.stage == PodStage::Ready).collect();
+        let ctx = self.ctx.clone();
+        let read = move || Ok(views.into_iter().filter_map(|view| read_pod(&ctx, view).ok()).collect());
+        let read: Vec<PodRead> = blocking(read).await.unwrap_or_default();
+        join_all(read.into_iter().map(|read| with_layers(&self.ctx, read))).await
     }
 }
 
-/// Bytes on disk and inodes below a directory, hard links counted once; what vanishes meanwhile is left out.
-fn measure(root: &Path) -> io::Result<Size> {
-    let mut size = Size::default();
-    let mut seen = std::collections::HashSet::new();
-    let mut waiting = vec![root.to_owned()];
-    while let Some(dir) = waiting.pop() {
-        let Ok(entries) = fs::read_dir(&dir) else { continue };
-        for entry in entries.flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            if meta.nlink() > 1 && !meta.is_dir() && !seen.insert((meta.dev(), meta.ino())) {
-                continue;
-            }
-            size.bytes += meta.blocks() * 512;
-            size.inodes += 1;
-            if meta.is_dir() {
-                waiting.push(entry.path());
-            }
-        }
-    }
-    Ok(size)
+fn runs(view: &ContainerView) -> bool {
+    matches!(view.stage, Stage::Running | Stage::Stopping)
 }
 
-/// What a container uses. `cgroup`: `None` when it does not run, then only its layer counts.
-pub(crate) async fn read(ctx: &Context, id: &ContainerId, cgroup: Option<String>) -> Result<ContainerUsage> {
-    let used = match cgroup {
-        None => None,
-        Some(path) => {
-            let context = format!("read the usage of container {}", id.short());
-            // a dozen reads of kernel files, some tens of microseconds: not worth a thread
-            let used = Cgroup::new(path).usage();
-            Some(used.map_err(|e| Error::because(Kind::Internal, context, e))?)
-        }
+fn read_all(ctx: &Context, views: impl IntoIterator<Item = ContainerView>) -> Vec<Read> {
+    views.into_iter().filter_map(|view| read_container(ctx, view).ok()).collect()
+}
+
+fn read_container(ctx: &Context, view: ContainerView) -> io::Result<Read> {
+    let began = match view.status.state {
+        ContainerState::Running { started_at, .. } => started_at,
+        _ => view.status.created_at,
     };
-    let layer = ctx.paths.upper(id);
-    let size = ctx.sizes.of(id, layer.clone()).await;
-    let mut usage = ContainerUsage {
-        timestamp: now(),
+    let figures = if runs(&view) { Some(read_cgroup(ctx, &view.cgroup, began)?) } else { None };
+    Ok((view, now(), figures))
+}
+
+/// `began`: when nothing was used, nanoseconds since the epoch.
+fn read_cgroup(ctx: &Context, path: &str, began: i64) -> io::Result<CgroupFigures> {
+    let cgroup = Cgroup::new(path);
+    let usage = cgroup.usage()?;
+    let nano_cores = ctx.rates.of(path, began, now(), usage.cpu_ns);
+    Ok(CgroupFigures { usage, nano_cores, pressures: cgroup.pressures()? })
+}
+
+pub(crate) fn read_pod(ctx: &Context, view: Arc<PodView>) -> io::Result<PodRead> {
+    let cgroup = match read_cgroup(ctx, &view.cgroup, view.status.created_at) {
+        // it is made with the first container
+        Err(e) if e.kind() == io::ErrorKind::NotFound => CgroupFigures::default(),
+        read => read?,
+    };
+    let processes = Cgroup::new(view.cgroup.as_str()).processes().unwrap_or_default().len();
+    let network = match &view.status.netns {
+        Some(netns) => interface_counters::of(netns)?,
+        None => Vec::new(),
+    };
+    let containers = read_all(ctx, view.containers.values().filter(|view| runs(view)).cloned());
+    Ok(PodRead { timestamp: now(), cgroup, network, processes: processes as u64, containers, view })
+}
+
+/// The same with the size of the writable layer.
+async fn with_layer(ctx: &Context, (view, timestamp, cgroup): Read) -> (ContainerStatus, ContainerUsage) {
+    let layer: PathBuf = ctx.paths.upper(&view.status.id);
+    let size = ctx.sizes.of(&view.status.id, layer.clone()).await;
+    let usage = ContainerUsage {
+        timestamp,
+        cgroup,
         writable_path: layer,
         writable_bytes: size.bytes,
         writable_inodes: size.inodes,
-        ..ContainerUsage::default()
     };
-    if let Some(used) = used {
-        fill(&mut usage, &used);
-    }
-    Ok(usage)
+    (view.status, usage)
 }
 
-fn fill(usage: &mut ContainerUsage, used: &Usage) {
-    let working_set = used.memory.saturating_sub(used.inactive_file);
-    usage.cpu_usage_ns = used.cpu_ns;
-    usage.memory_usage = used.memory;
-    usage.memory_working_set = working_set;
-    usage.memory_available = used.memory_limit.map_or(0, |limit| limit.saturating_sub(working_set));
-    usage.memory_rss = used.anon;
-    usage.page_faults = used.page_faults;
-    usage.major_page_faults = used.major_page_faults;
-    usage.swap_usage = Some(used.swap);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_working_set_leaves_out_what_can_be_dropped() {
-        let used = Usage { memory: 100, inactive_file: 30, memory_limit: Some(90), ..Usage::default() };
-        let mut usage = ContainerUsage::default();
-        fill(&mut usage, &used);
-        assert_eq!((usage.memory_working_set, usage.memory_available), (70, 20));
-        fill(&mut usage, &Usage { memory_limit: None, ..used });
-        assert_eq!(usage.memory_available, 0);
+/// The same with the sizes of the writable layers.
+pub(crate) async fn with_layers(ctx: &Context, read: PodRead) -> PodUsage {
+    PodUsage {
+        status: read.view.status.clone(),
+        timestamp: read.timestamp,
+        cgroup: read.cgroup,
+        network: read.network,
+        processes: read.processes,
+        containers: join_all(read.containers.into_iter().map(|read| with_layer(ctx, read))).await,
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct PodView {
     /// Clients may know it.
     pub(crate) listed: bool,
     pub(crate) status: PodStatus,
+    /// Its cgroup.
+    pub(crate) cgroup: String,
     pub(crate) containers: BTreeMap<ContainerId, ContainerView>,
 }
 
@@ -48,6 +50,7 @@ pub(crate) fn first(record: &PodRecord, stage: PodStage) -> Arc<PodView> {
         stage,
         listed: false,
         status: pod_status(record, stage, None),
+        cgroup: record.cgroup.clone(),
         containers: BTreeMap::new(),
     })
 }

@@ -3,6 +3,7 @@
 //! | modules | |
 //! |---|---|
 //! | `process`, `namespace`, `netns`, `prctl`, `seccomp` | what a process is |
+//! | `interface_counters` | what went through a network namespace |
 //! | `path`, `mount` | file trees that somebody else has filled, by descriptor |
 //! | `cgroup`, `cgroup_devices`, `cgroup_usage` | limits and what was used, v1 and v2 |
 //! | `memfd`, `own_program`, `inherit`, `memory` | our own programs: how they start and what they hold |
@@ -14,6 +15,7 @@ pub mod cgroup;
 pub mod cgroup_devices;
 pub mod cgroup_usage;
 pub mod inherit;
+pub mod interface_counters;
 pub mod memfd;
 pub mod memory;
 pub mod mount;

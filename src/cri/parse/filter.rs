@@ -19,6 +19,12 @@ pub(crate) fn pods(from: Option<wire::PodSandboxFilter>) -> Result<PodFilter> {
     Ok(PodFilter { id: from.id, state, labels: from.label_selector })
 }
 
+/// Whose figures to list, of pods.
+pub(crate) fn pod_stats(from: Option<wire::PodSandboxStatsFilter>) -> PodFilter {
+    let from = from.unwrap_or_default();
+    PodFilter { id: from.id, state: None, labels: from.label_selector }
+}
+
 /// Which containers to list.
 pub(crate) fn containers(from: Option<wire::ContainerFilter>) -> Result<ContainerFilter> {
     let from = from.unwrap_or_default();

@@ -98,7 +98,7 @@ fn state(from: &ContainerState) -> i32 {
 }
 
 /// As the user named it: the kubelet sends the id, and the user's words beside it.
-fn image(from: &ContainerConfig) -> wire::ImageSpec {
+pub(super) fn image(from: &ContainerConfig) -> wire::ImageSpec {
     let named = if from.user_specified_image.is_empty() { &from.image } else { &from.user_specified_image };
     wire::ImageSpec {
         image: named.clone(),

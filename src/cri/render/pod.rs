@@ -1,20 +1,31 @@
 //! PodSandboxStatus and ListPodSandbox.
 
 use engine::config::{PodName, Strings};
-use engine::status::{PodState, PodStatus};
+use engine::status::{PodSnapshot, PodState, PodStatus};
 
-use super::namespaces;
+use super::{container, namespaces};
 use crate::proto::runtime::v1 as wire;
 
-/// One pod, with `info` when it was asked for.
-pub(crate) fn status(from: &PodStatus, info: Strings) -> wire::PodSandboxStatusResponse {
+/// One pod with its containers, with `info` when it was asked for.
+pub(crate) fn status(from: &PodSnapshot, info: Strings) -> wire::PodSandboxStatusResponse {
+    let statuses = from.containers.iter().filter_map(|one| container::status(one, Strings::new()).status);
+    wire::PodSandboxStatusResponse {
+        status: Some(of(&from.pod)),
+        info,
+        containers_statuses: statuses.collect(),
+        timestamp: from.at,
+    }
+}
+
+/// One pod.
+pub(crate) fn of(from: &PodStatus) -> wire::PodSandboxStatus {
     let mut ips = from.ips.iter().map(ToString::to_string);
     let network = wire::PodSandboxNetworkStatus {
         ip: ips.next().unwrap_or_default(),
         additional_ips: ips.map(|ip| wire::PodIp { ip }).collect(),
     };
     let options = Some(namespaces(&from.config.namespaces));
-    let status = wire::PodSandboxStatus {
+    wire::PodSandboxStatus {
         id: from.id.to_string(),
         metadata: Some(metadata(&from.config.name)),
         state: state(from.state),
@@ -24,8 +35,7 @@ pub(crate) fn status(from: &PodStatus, info: Strings) -> wire::PodSandboxStatusR
         labels: from.config.labels.clone(),
         annotations: from.config.annotations.clone(),
         runtime_handler: from.config.runtime_handler.clone(),
-    };
-    wire::PodSandboxStatusResponse { status: Some(status), info, ..Default::default() }
+    }
 }
 
 /// One pod in a list.
@@ -41,7 +51,7 @@ pub(crate) fn item(from: &PodStatus) -> wire::PodSandbox {
     }
 }
 
-fn metadata(from: &PodName) -> wire::PodSandboxMetadata {
+pub(super) fn metadata(from: &PodName) -> wire::PodSandboxMetadata {
     wire::PodSandboxMetadata {
         name: from.name.clone(),
         uid: from.uid.clone(),
@@ -61,6 +71,7 @@ fn state(from: PodState) -> i32 {
 mod tests {
     use super::*;
     use engine::config::PodConfig;
+    use engine::status::ContainerState;
     use oci::PodId;
 
     fn pod(ips: &[&str]) -> PodStatus {
@@ -92,8 +103,14 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_comes_back() {
-        let answer = status(&pod(&["10.0.0.2", "fd00::2"]), [("pid".to_owned(), "1".to_owned())].into());
-        assert_eq!(answer.info["pid"], "1");
+        let from = PodSnapshot {
+            at: 7,
+            pod: pod(&["10.0.0.2", "fd00::2"]),
+            containers: vec![super::container::tests::container(ContainerState::Created)],
+        };
+        let answer = status(&from, [("pid".to_owned(), "1".to_owned())].into());
+        assert_eq!((answer.info["pid"].as_str(), answer.timestamp), ("1", 7));
+        assert_eq!(answer.containers_statuses[0].metadata.as_ref().unwrap().name, "app");
         let status = answer.status.unwrap();
         assert_eq!((status.id.len(), status.created_at, status.state), (64, 42, 1));
         let metadata = status.metadata.unwrap();
@@ -106,14 +123,14 @@ mod tests {
 
     #[test]
     fn a_pod_on_the_nodes_network_has_no_address() {
-        let network = status(&pod(&[]), Strings::new()).status.unwrap().network.unwrap();
+        let network = of(&pod(&[])).network.unwrap();
         assert_eq!((network.ip.as_str(), network.additional_ips.len()), ("", 0));
     }
 
     #[test]
     fn a_list_says_the_same_as_the_status() {
         let pod = pod(&[]);
-        let (item, status) = (item(&pod), status(&pod, Strings::new()).status.unwrap());
+        let (item, status) = (item(&pod), of(&pod));
         assert_eq!((item.id, item.metadata, item.state), (status.id, status.metadata, status.state));
         assert_eq!((item.labels, item.annotations), (status.labels, status.annotations));
         assert_eq!((item.created_at, item.runtime_handler), (status.created_at, status.runtime_handler));

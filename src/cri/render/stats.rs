@@ -1,9 +1,12 @@
-//! ContainerStats and ListContainerStats.
+//! Figures of containers and pods.
+//!
+//! What is not there is absent, never zero: figures of a container that does not run, what is left of a limit where there is
+//! none, pressure that the kernel does not count.
 
-use engine::status::{ContainerStatus, ContainerUsage};
+use engine::figures::{CgroupFigures, ContainerUsage, Interface, PodUsage, Pressure, Stall};
+use engine::status::ContainerStatus;
 
-use super::container::metadata;
-use super::number;
+use super::{container, number, pod};
 use crate::proto::runtime::v1 as wire;
 
 /// What one container uses.
@@ -12,26 +15,12 @@ pub(crate) fn container(status: &ContainerStatus, usage: &ContainerUsage) -> wir
     wire::ContainerStats {
         attributes: Some(wire::ContainerAttributes {
             id: status.id.to_string(),
-            metadata: Some(metadata(&status.config)),
+            metadata: Some(container::metadata(&status.config)),
             labels: status.config.labels.clone(),
             annotations: status.config.annotations.clone(),
         }),
-        cpu: Some(wire::CpuUsage {
-            timestamp,
-            usage_core_nano_seconds: number(usage.cpu_usage_ns),
-            ..Default::default()
-        }),
-        memory: Some(wire::MemoryUsage {
-            timestamp,
-            working_set_bytes: number(usage.memory_working_set),
-            // zero says that there is no limit, and then nothing can be said about the rest of it
-            available_bytes: number(usage.memory_available).filter(|rest| rest.value != 0),
-            usage_bytes: number(usage.memory_usage),
-            rss_bytes: number(usage.memory_rss),
-            page_faults: number(usage.page_faults),
-            major_page_faults: number(usage.major_page_faults),
-            psi: None,
-        }),
+        cpu: usage.cgroup.as_ref().map(|figures| cpu(timestamp, figures)),
+        memory: usage.cgroup.as_ref().map(|figures| memory(timestamp, figures)),
         writable_layer: Some(wire::FilesystemUsage {
             timestamp,
             fs_id: Some(wire::FilesystemIdentifier {
@@ -40,59 +29,206 @@ pub(crate) fn container(status: &ContainerStatus, usage: &ContainerUsage) -> wir
             used_bytes: number(usage.writable_bytes),
             inodes_used: number(usage.writable_inodes),
         }),
-        swap: usage.swap_usage.map(|used| wire::SwapUsage {
+        swap: usage.cgroup.as_ref().map(|figures| wire::SwapUsage {
             timestamp,
-            swap_available_bytes: usage.swap_available.and_then(number),
-            swap_usage_bytes: number(used),
+            swap_available_bytes: figures.swap_available().and_then(number),
+            swap_usage_bytes: number(figures.usage.swap),
         }),
-        io: None,
+        io: usage.cgroup.as_ref().and_then(|figures| io(timestamp, figures)),
     }
+}
+
+/// What one pod uses.
+pub(crate) fn sandbox(usage: &PodUsage) -> wire::PodSandboxStats {
+    let (timestamp, config) = (usage.timestamp, &usage.status.config);
+    let linux = wire::LinuxPodSandboxStats {
+        cpu: Some(cpu(timestamp, &usage.cgroup)),
+        memory: Some(memory(timestamp, &usage.cgroup)),
+        network: network(timestamp, &usage.network),
+        process: Some(wire::ProcessUsage { timestamp, process_count: number(usage.processes) }),
+        containers: usage.containers.iter().map(|(status, usage)| container(status, usage)).collect(),
+        io: io(timestamp, &usage.cgroup),
+    };
+    wire::PodSandboxStats {
+        attributes: Some(wire::PodSandboxAttributes {
+            id: usage.status.id.to_string(),
+            metadata: Some(pod::metadata(&config.name)),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
+        }),
+        linux: Some(linux),
+        windows: None,
+    }
+}
+
+fn cpu(timestamp: i64, figures: &CgroupFigures) -> wire::CpuUsage {
+    wire::CpuUsage {
+        timestamp,
+        usage_core_nano_seconds: number(figures.usage.cpu_ns),
+        usage_nano_cores: number(figures.nano_cores),
+        psi: figures.pressures.cpu.map(pressure),
+    }
+}
+
+fn memory(timestamp: i64, figures: &CgroupFigures) -> wire::MemoryUsage {
+    wire::MemoryUsage {
+        timestamp,
+        working_set_bytes: number(figures.working_set()),
+        available_bytes: figures.memory_available().and_then(number),
+        usage_bytes: number(figures.usage.memory),
+        rss_bytes: number(figures.usage.anon),
+        page_faults: number(figures.usage.page_faults),
+        major_page_faults: number(figures.usage.major_page_faults),
+        psi: figures.pressures.memory.map(pressure),
+    }
+}
+
+/// All that this message can carry is pressure.
+fn io(timestamp: i64, figures: &CgroupFigures) -> Option<wire::IoUsage> {
+    let psi = pressure(figures.pressures.io?);
+    Some(wire::IoUsage { timestamp, psi: Some(psi) })
+}
+
+fn pressure(from: Pressure) -> wire::PsiStats {
+    let data = |stall: Stall| wire::PsiData {
+        total: stall.total_ns,
+        avg10: stall.avg10,
+        avg60: stall.avg60,
+        avg300: stall.avg300,
+    };
+    wire::PsiStats { full: Some(data(from.full)), some: Some(data(from.some)) }
+}
+
+fn network(timestamp: i64, interfaces: &[Interface]) -> Option<wire::NetworkUsage> {
+    if interfaces.is_empty() {
+        return None;
+    }
+    let usage = |from: &Interface| wire::NetworkInterfaceUsage {
+        name: from.name.clone(),
+        rx_bytes: number(from.received.bytes),
+        rx_errors: number(from.received.errors),
+        tx_bytes: number(from.transmitted.bytes),
+        tx_errors: number(from.transmitted.errors),
+    };
+    Some(wire::NetworkUsage {
+        timestamp,
+        default_interface: interfaces.iter().find(|one| one.default).map(usage),
+        interfaces: interfaces.iter().filter(|one| !one.default).map(usage).collect(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::container::tests::container as status;
     use super::*;
-    use engine::status::ContainerState;
+    use engine::figures::{Counters, Pressures, Usage};
+    use engine::status::{ContainerState, PodState, PodStatus};
 
-    #[test]
-    fn every_figure_arrives() {
-        let usage = ContainerUsage {
-            timestamp: 1,
-            cpu_usage_ns: 2,
-            memory_working_set: 3,
-            memory_usage: 4,
-            memory_available: 5,
-            memory_rss: 6,
+    fn figures() -> CgroupFigures {
+        let usage = Usage {
+            cpu_ns: 2,
+            memory: 4,
+            inactive_file: 1,
+            anon: 6,
             page_faults: 7,
             major_page_faults: 8,
-            swap_usage: Some(9),
-            swap_available: Some(10),
+            swap: 9,
+            memory_limit: Some(8),
+            swap_limit: Some(19),
+            pids: 1,
+        };
+        let stall = |n: u64| Stall { total_ns: n, avg10: 1.0, avg60: 2.0, avg300: 3.0 };
+        let pressure = |n| Some(Pressure { some: stall(n), full: stall(n + 1) });
+        let pressures = Pressures { cpu: pressure(20), memory: pressure(30), io: pressure(40) };
+        CgroupFigures { usage, nano_cores: 13, pressures }
+    }
+
+    fn usage(cgroup: Option<CgroupFigures>) -> ContainerUsage {
+        ContainerUsage {
+            timestamp: 1,
+            cgroup,
             writable_path: "/state/upper".into(),
             writable_bytes: 11,
             writable_inodes: 12,
-        };
-        let got = container(&status(ContainerState::Created), &usage);
+        }
+    }
+
+    #[test]
+    fn every_figure_arrives() {
+        let got = container(&status(ContainerState::Created), &usage(Some(figures())));
         let attributes = got.attributes.unwrap();
         assert_eq!((attributes.id.len(), attributes.metadata.unwrap().name), (64, "app".to_owned()));
         assert_eq!((attributes.labels["l"].as_str(), attributes.annotations["a"].as_str()), ("1", "2"));
         let cpu = got.cpu.unwrap();
-        assert_eq!((cpu.timestamp, cpu.usage_core_nano_seconds), (1, number(2)));
+        assert_eq!(
+            (cpu.timestamp, cpu.usage_core_nano_seconds, cpu.usage_nano_cores),
+            (1, number(2), number(13))
+        );
+        let data = |total| wire::PsiData { total, avg10: 1.0, avg60: 2.0, avg300: 3.0 };
+        assert_eq!(cpu.psi.unwrap(), wire::PsiStats { some: Some(data(20)), full: Some(data(21)) });
         let memory = got.memory.unwrap();
         assert_eq!((memory.working_set_bytes, memory.usage_bytes), (number(3), number(4)));
         assert_eq!((memory.available_bytes, memory.rss_bytes), (number(5), number(6)));
         assert_eq!((memory.page_faults, memory.major_page_faults), (number(7), number(8)));
+        assert_eq!(memory.psi.unwrap().some, Some(data(30)));
         let swap = got.swap.unwrap();
         assert_eq!((swap.swap_usage_bytes, swap.swap_available_bytes), (number(9), number(10)));
+        assert_eq!(got.io.unwrap().psi.unwrap().full, Some(data(41)));
         let layer = got.writable_layer.unwrap();
         assert_eq!((layer.timestamp, layer.fs_id.unwrap().mountpoint.as_str()), (1, "/state/upper"));
         assert_eq!((layer.used_bytes, layer.inodes_used), (number(11), number(12)));
     }
 
     #[test]
-    fn no_limit_is_not_a_limit_that_is_reached() {
-        let got = container(&status(ContainerState::Created), &ContainerUsage::default());
-        assert_eq!(got.memory.unwrap().available_bytes, None);
-        assert_eq!(got.swap, None);
+    fn what_is_not_there_is_absent() {
+        let stopped = container(&status(ContainerState::Created), &usage(None));
+        assert_eq!((stopped.cpu, stopped.memory, stopped.swap, stopped.io), (None, None, None, None));
+        assert_eq!(stopped.writable_layer.unwrap().used_bytes, number(11));
+        let bare = container(&status(ContainerState::Created), &usage(Some(CgroupFigures::default())));
+        assert_eq!(bare.memory.unwrap().available_bytes, None);
+        assert_eq!((bare.cpu.unwrap().psi, bare.io), (None, None));
+    }
+
+    #[test]
+    fn a_pod_has_its_own_figures_and_its_containers() {
+        let (received, transmitted) = (
+            Counters { bytes: 1, errors: 2, ..Counters::default() },
+            Counters { bytes: 3, errors: 4, ..Counters::default() },
+        );
+        let interface =
+            |name: &str, default| Interface { name: name.to_owned(), default, received, transmitted };
+        let config = serde_json::json!({"name": {"name": "web", "uid": "u", "namespace": "n", "attempt": 3}});
+        let config: engine::config::PodConfig = serde_json::from_value(config).unwrap();
+        let from = PodUsage {
+            status: PodStatus {
+                id: oci::PodId::from_random([7; 32]),
+                config: config.into(),
+                state: PodState::Ready,
+                created_at: 1,
+                ips: Vec::new(),
+                pid: None,
+                netns: None,
+            },
+            timestamp: 5,
+            cgroup: figures(),
+            network: vec![interface("net1", false), interface("eth0", true)],
+            processes: 6,
+            containers: vec![(status(ContainerState::Created), usage(None))],
+        };
+        let got = sandbox(&from);
+        assert_eq!(got.attributes.unwrap().metadata.unwrap().name, "web");
+        let linux = got.linux.unwrap();
+        assert_eq!(linux.cpu.unwrap().usage_core_nano_seconds, number(2));
+        assert_eq!(linux.process.unwrap().process_count, number(6));
+        assert_eq!((linux.containers.len(), linux.io.is_some()), (1, true));
+        let network = linux.network.unwrap();
+        let default = network.default_interface.unwrap();
+        assert_eq!(
+            (default.name.as_str(), default.rx_bytes, default.rx_errors),
+            ("eth0", number(1), number(2))
+        );
+        assert_eq!((default.tx_bytes, default.tx_errors), (number(3), number(4)));
+        assert_eq!(network.interfaces[0].name, "net1");
+        assert_eq!(sandbox(&PodUsage { network: Vec::new(), ..from }).linux.unwrap().network, None);
     }
 }

@@ -103,6 +103,13 @@ async fn an_empty_node_answers_with_nothing() {
     let stats =
         node.runtime.list_container_stats(ListContainerStatsRequest::default()).await.unwrap().into_inner();
     assert!(stats.stats.is_empty());
+    let pod_stats = node
+        .runtime
+        .list_pod_sandbox_stats(ListPodSandboxStatsRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(pod_stats.stats.is_empty());
     assert!(
         node.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images.is_empty()
     );
@@ -145,6 +152,8 @@ async fn what_is_unknown_is_not_found_and_its_removal_is_fine() {
     assert_eq!(refusal(node.runtime.container_status(status).await).0, Code::NotFound);
     let stats = ContainerStatsRequest { container_id: id() };
     assert_eq!(refusal(node.runtime.container_stats(stats).await).0, Code::NotFound);
+    let stats = PodSandboxStatsRequest { pod_sandbox_id: id() };
+    assert_eq!(refusal(node.runtime.pod_sandbox_stats(stats).await).0, Code::NotFound);
     let start = StartContainerRequest { container_id: id() };
     assert_eq!(refusal(node.runtime.start_container(start).await).0, Code::NotFound);
     let exec = ExecSyncRequest { container_id: id(), cmd: vec!["true".into()], timeout: 1 };
@@ -165,6 +174,7 @@ async fn an_empty_id_is_nobodys_prefix() {
     assert_eq!(refusal(node.runtime.stop_pod_sandbox(StopPodSandboxRequest::default()).await), pod);
     assert_eq!(refusal(node.runtime.remove_pod_sandbox(RemovePodSandboxRequest::default()).await), pod);
     assert_eq!(refusal(node.runtime.pod_sandbox_status(PodSandboxStatusRequest::default()).await), pod);
+    assert_eq!(refusal(node.runtime.pod_sandbox_stats(PodSandboxStatsRequest::default()).await), pod);
     assert_eq!(refusal(node.runtime.create_container(CreateContainerRequest::default()).await), pod);
     assert_eq!(refusal(node.runtime.start_container(StartContainerRequest::default()).await), container);
     assert_eq!(refusal(node.runtime.stop_container(StopContainerRequest::default()).await), container);
@@ -196,22 +206,6 @@ async fn what_comes_later_is_refused_by_name() {
         ("Exec", refusal(r.exec(ExecRequest::default()).await)),
         ("Attach", refusal(r.attach(AttachRequest::default()).await)),
         ("PortForward", refusal(r.port_forward(PortForwardRequest::default()).await)),
-        ("PodSandboxStats", refusal(r.pod_sandbox_stats(PodSandboxStatsRequest::default()).await)),
-        (
-            "ListPodSandboxStats",
-            refusal(r.list_pod_sandbox_stats(ListPodSandboxStatsRequest::default()).await),
-        ),
-        (
-            "StreamPodSandboxStats",
-            refusal(r.stream_pod_sandbox_stats(StreamPodSandboxStatsRequest::default()).await),
-        ),
-        ("GetContainerEvents", refusal(r.get_container_events(GetEventsRequest {}).await)),
-        ("ListMetricDescriptors", refusal(r.list_metric_descriptors(ListMetricDescriptorsRequest {}).await)),
-        ("ListPodSandboxMetrics", refusal(r.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).await)),
-        (
-            "StreamPodSandboxMetrics",
-            refusal(r.stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest {}).await),
-        ),
         ("CheckpointContainer", refusal(r.checkpoint_container(CheckpointContainerRequest::default()).await)),
         ("CheckpointPod", refusal(r.checkpoint_pod(CheckpointPodRequest::default()).await)),
         ("RestorePod", refusal(r.restore_pod(RestorePodRequest::default()).await)),

@@ -36,8 +36,8 @@ async fn a_pod_from_its_birth_to_its_end() {
     assert!(String::from_utf8_lossy(&out.stdout).contains("FROM_IMAGE=yes"), "{out:?}");
     assert_eq!(engine.list_containers(&ContainerFilter::default()).len(), 1);
     assert_eq!(engine.list_pods(&PodFilter { state: Some(PodState::Ready), ..Default::default() }).len(), 1);
-    let usage = engine.container_usage(id.as_str()).await.unwrap();
-    assert!(usage.memory_usage > 0, "{usage:?}");
+    let (_, usage) = engine.container_usage(id.as_str()).await.unwrap();
+    assert!(usage.cgroup.unwrap().usage.memory > 0, "{usage:?}");
     engine.stop_container(id.as_str(), Duration::ZERO).await.unwrap();
     assert_eq!(node.ended(&engine, &id).await, (137, "Error".to_owned()));
     engine.stop_pod(pod.as_str()).await.unwrap();
@@ -326,8 +326,8 @@ async fn namespaces_and_limits() {
     let more = Resources { memory_limit: 128 << 20, ..Resources::default() };
     engine.update_resources(a.as_str(), more, Default::default()).await.unwrap();
     assert_eq!(engine.container_status(a.as_str()).unwrap().resources.memory_limit, 128 << 20);
-    let usage = engine.container_usage(a.as_str()).await.unwrap();
-    assert!(usage.memory_available > 100 << 20, "{usage:?}");
+    let (_, usage) = engine.container_usage(a.as_str()).await.unwrap();
+    assert!(usage.cgroup.unwrap().memory_available() > Some(100 << 20), "{usage:?}");
     for id in [host, shared] {
         engine.remove_pod(id.as_str()).await.unwrap();
     }

@@ -1,0 +1,124 @@
+//! What containers and pods use, read from the real kernel.
+
+mod node;
+
+use engine::config::NamespaceMode;
+use engine::figures::ContainerUsage;
+use engine::status::{ContainerFilter, PodFilter};
+use engine::{Engine, Kind};
+use node::{Node, eventually, private};
+
+/// A container that uses the CPU until it is stopped.
+const BUSY: &str = "while :; do :; done";
+
+/// Waits until what a container uses is as wanted.
+async fn used(
+    engine: &Engine,
+    id: &str,
+    what: &str,
+    wanted: impl Fn(&ContainerUsage) -> bool,
+) -> ContainerUsage {
+    let began = std::time::Instant::now();
+    loop {
+        let (_, usage) = engine.container_usage(id).await.unwrap();
+        if wanted(&usage) {
+            return usage;
+        }
+        assert!(began.elapsed().as_secs() < 30, "not within 30 s: {what}: {usage:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_container_uses_what_the_kernel_says() {
+    if !private("a_busy_container_uses_what_the_kernel_says") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let mut config = node.container("busy", BUSY);
+    config.resources.memory_limit = 64 << 20;
+    let busy = engine.create_container(pod.as_str(), config).await.unwrap();
+    // it does not run: only its layer counts
+    let (_, made) = engine.container_usage(busy.as_str()).await.unwrap();
+    assert_eq!(made.cgroup, None);
+    assert!(engine.list_usage(&ContainerFilter::default()).await.is_empty());
+    engine.start_container(busy.as_str()).await.unwrap();
+    let usage = used(&engine, busy.as_str(), "CPU time and memory", |usage| {
+        let figures = usage.cgroup.unwrap();
+        figures.usage.cpu_ns > 0 && figures.nano_cores > 0 && figures.usage.memory > 0
+    })
+    .await;
+    let figures = usage.cgroup.unwrap();
+    assert_eq!(figures.usage.memory_limit, Some(64 << 20));
+    assert!(figures.memory_available().unwrap() < 64 << 20, "{figures:?}");
+    assert!(figures.usage.pids >= 1 && figures.usage.page_faults > 0, "{figures:?}");
+    assert!(usage.timestamp > 0 && usage.writable_path.is_dir(), "{usage:?}");
+    let listed = engine.list_usage(&ContainerFilter::default()).await;
+    assert_eq!(listed.iter().map(|(status, _)| status.id.clone()).collect::<Vec<_>>(), [busy]);
+    if sys::cgroup::Layout::host().unwrap().unified().is_some()
+        && std::path::Path::new("/proc/pressure/cpu").exists()
+    {
+        assert!(figures.pressures.cpu.is_some() && figures.pressures.io.is_some(), "{figures:?}");
+    } else {
+        eprintln!(
+            "SKIP pressure in a_busy_container_uses_what_the_kernel_says: this kernel does not count it"
+        );
+    }
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+    engine.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_uses_what_its_containers_and_its_network_use() {
+    if !private("a_pod_uses_what_its_containers_and_its_network_use") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let empty = engine.pod_usage(pod.as_str()).await.unwrap();
+    assert_eq!((empty.processes, empty.containers.len()), (0, 0));
+    let mut ids = Vec::new();
+    for name in ["a", "b"] {
+        let id = engine.create_container(pod.as_str(), node.container(name, "sleep 1000")).await.unwrap();
+        engine.start_container(id.as_str()).await.unwrap();
+        ids.push(id);
+    }
+    let usage = engine.pod_usage(pod.as_str()).await.unwrap();
+    assert_eq!(usage.containers.len(), 2);
+    assert!(usage.processes >= 2 && usage.cgroup.usage.memory > 0, "{usage:?}");
+    let names: Vec<_> = usage.network.iter().map(|one| (one.name.as_str(), one.default)).collect();
+    assert_eq!(names, [("eth0", true)]);
+    // stopped ones are left out
+    engine.stop_container(ids[0].as_str(), std::time::Duration::ZERO).await.unwrap();
+    let usage = engine.pod_usage(pod.as_str()).await.unwrap();
+    assert_eq!(usage.containers.iter().map(|(status, _)| status.id.clone()).collect::<Vec<_>>(), ids[1..]);
+    assert_eq!(engine.list_pod_usage(&PodFilter::default()).await.len(), 1);
+    let other = PodFilter { labels: [("no".to_owned(), "such".to_owned())].into(), ..PodFilter::default() };
+    assert!(engine.list_pod_usage(&other).await.is_empty());
+    engine.stop_pod(pod.as_str()).await.unwrap();
+    assert_eq!(engine.pod_usage(pod.as_str()).await.unwrap_err().kind, Kind::WrongState);
+    assert!(engine.list_pod_usage(&PodFilter::default()).await.is_empty());
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    assert_eq!(engine.pod_usage(pod.as_str()).await.unwrap_err().kind, Kind::NotFound);
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+    engine.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_on_the_nodes_network_has_no_counters_of_its_own() {
+    if !private("a_pod_on_the_nodes_network_has_no_counters_of_its_own") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let mut config = node.pod("host");
+    config.namespaces.network = NamespaceMode::Node;
+    let pod = engine.run_pod(config).await.unwrap();
+    assert!(engine.pod_usage(pod.as_str()).await.unwrap().network.is_empty());
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    engine.drain().await;
+}
