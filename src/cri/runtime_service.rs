@@ -354,21 +354,35 @@ impl RuntimeService for Runtime {
         Ok(stream(metrics, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 
-    // -------------------------------------------------------------------------------------------- later versions
-
     async fn update_runtime_config(
         &self,
-        _: Request<UpdateRuntimeConfigRequest>,
+        request: Request<UpdateRuntimeConfigRequest>,
     ) -> Answer<UpdateRuntimeConfigResponse> {
-        Err(later("UpdateRuntimeConfig"))
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        change!("UpdateRuntimeConfig")
+            .run(self.info.slow_request, async move {
+                let config = request.runtime_config.unwrap_or_default();
+                engine.set_pod_cidrs(&config.network_config.unwrap_or_default().pod_cidr).await?;
+                Ok(UpdateRuntimeConfigResponse {})
+            })
+            .await
     }
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<UpdatePodSandboxResourcesRequest>,
+        request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        Err(later("UpdatePodSandboxResources"))
+        let (request, engine) = (request.into_inner(), self.engine.clone());
+        change!("UpdatePodSandboxResources", sandbox = &request.pod_sandbox_id)
+            .run(self.info.slow_request, async move {
+                let (id, limits) = parse::resources::pod(request)?;
+                engine.limit_pod(&id, limits).await?;
+                Ok(UpdatePodSandboxResourcesResponse {})
+            })
+            .await
     }
+
+    // -------------------------------------------------------------------------------------------- later versions
 
     async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
         Err(later("Exec"))

@@ -30,6 +30,16 @@ pub(crate) fn conflist(config: &Config) -> String {
     })
 }
 
+/// The network of our own, whose subnets the cluster may choose.
+pub(crate) fn builtin(config: &Config) -> engine::BuiltinNetwork {
+    engine::BuiltinNetwork {
+        file: config.network.config_dir.join(FILE),
+        name: network_name(&config.network.bridge),
+        bridge: config.network.bridge.clone(),
+        data_dir: config.state_dir.join("bridge"),
+    }
+}
+
 /// The packet filter's tables are called after the network: two daemons with bridges of their own would replace each
 /// other's rules if both networks had one name.
 fn network_name(bridge: &str) -> String {

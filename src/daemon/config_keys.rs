@@ -288,7 +288,8 @@ pub(crate) const KEYS: &[Key] = &[
         name: "subnets",
         kind: Kind::Subnets,
         default: r#"["10.187.0.0/16", "fdc0:7e00::/64"]"#,
-        doc: "Subnets in that file. The IPv6 one is left out where the node has no IPv6.",
+        doc: "Subnets in that file. The IPv6 one is left out where the node has no IPv6. With builtin = \"auto\" the\n\
+              pod CIDR that a cluster gives the node takes their place.",
     },
 ];
 

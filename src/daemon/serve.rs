@@ -117,6 +117,7 @@ async fn build(config: &Config) -> anyhow::Result<engine::Engine> {
         monitor_deadline: config.pod.monitor_deadline,
         drain_deadline: config.server.drain_deadline,
         handlers: config.pod.runtime_handlers.clone(),
+        builtin_network: config.network.builtin.then(|| cni::builtin(config)),
         ..engine::Settings::default()
     };
     engine::Engine::open(settings, images, network).await.context("open the engine")

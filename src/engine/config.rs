@@ -75,6 +75,17 @@ pub struct PodConfig {
     pub runtime_handler: String,
 }
 
+/// What a pod may use as a whole: what the kubelet tells after it has changed the pod's cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodLimits {
+    /// In place of [`PodConfig::overhead`]; `None`: that counts.
+    #[serde(default)]
+    pub overhead: Option<Resources>,
+    /// In place of [`PodConfig::resources`]; `None`: that counts.
+    #[serde(default)]
+    pub resources: Option<Resources>,
+}
+
 /// resolv.conf of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {

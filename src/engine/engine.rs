@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::admission::{self, PodStage, PodVerb, Verb, Verdict};
-use crate::config::{ContainerConfig, PodConfig, Resources, Strings};
+use crate::config::{ContainerConfig, PodConfig, PodLimits, Resources, Strings};
 use crate::container::{Ask, Request};
 use crate::context::{Context, now};
 use crate::events::Listener;
@@ -89,6 +89,7 @@ impl Engine {
             intent: PodIntent::Create,
             ips: Vec::new(),
             netns: None,
+            limits: PodLimits::default(),
         };
         let mut answer = Some(answer);
         let mut made = None;
@@ -108,6 +109,17 @@ impl Engine {
             (Claim::Taken(handle), Some(answer)) => Ok(Some((handle, answer))),
             _ => Ok(None),
         }
+    }
+
+    /// Keep what a pod may use as a whole, after its cgroup was changed; [`Kind::NotFound`], [`Kind::WrongState`]. What is
+    /// not given stays as it is.
+    pub async fn limit_pod(&self, id: &str, limits: PodLimits) -> Result<()> {
+        self.ctx.index.admit()?;
+        let handle = self.pod(id)?;
+        let limits = Box::new(limits);
+        let sent = ask(&handle, |answer| Command::Limit { limits, answer }).await;
+        let gone = Err(Error::new(Kind::NotFound, format!("there is no pod {id:?}")));
+        self.or_gone(&handle, sent, gone)
     }
 
     /// Stop a pod: kill its containers, release its network. Idempotent; an unknown id is fine.
@@ -366,6 +378,8 @@ impl Engine {
             "netns": status.netns,
             "stage": format!("{:?}", view.stage),
             "config": &*status.config,
+            "overhead": status.limits.overhead.as_ref().unwrap_or(&status.config.overhead),
+            "resources": status.limits.resources.as_ref().unwrap_or(&status.config.resources),
         });
         Ok([("info".to_owned(), info.to_string())].into())
     }

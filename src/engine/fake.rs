@@ -58,6 +58,7 @@ pub(crate) fn pod(n: u8) -> PodRecord {
         ips: Vec::new(),
         netns: None,
         cgroup: format!("/corten-unit-{}", std::process::id()),
+        limits: Default::default(),
     }
 }
 

@@ -42,6 +42,7 @@ mod metrics;
 mod operation;
 mod paths;
 mod pod;
+mod pod_cidr;
 mod process;
 mod rates;
 mod record;
@@ -61,6 +62,7 @@ mod view;
 mod workload;
 
 pub use engine::Engine;
+pub use pod_cidr::BuiltinNetwork;
 // `cri` stands on the engine alone
 pub use ::image;
 pub use ::network;

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::admission::{self, PodStage, PodVerb, Refusal, Verdict};
-use crate::config::{ContainerConfig, PodConfig};
+use crate::config::{ContainerConfig, PodConfig, PodLimits};
 use crate::container::{Ask, Container, Creating, Request};
 use crate::context::Context;
 use crate::debts::Debt;
@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Run { config: Box<PodConfig>, step: Step, answer: Answer<PodId> },
     /// Stop or remove the pod.
     Pod { verb: PodVerb, step: Step, answer: Answer<()> },
+    /// Keep what the pod may use as a whole.
+    Limit { limits: Box<PodLimits>, answer: Answer<()> },
     /// Make a container.
     Create { config: Box<ContainerConfig>, step: Step, answer: Answer<ContainerId> },
     /// Something with a container.
@@ -245,6 +247,7 @@ impl Pod {
             Command::Pod { verb, step, answer } => self.verb(verb, step, answer).await,
             Command::Create { config, step, answer } => self.create_container(config, step, answer),
             Command::Container { id, request } => self.request(&id, request).await,
+            Command::Limit { limits, answer } => self.limit(*limits, answer).await,
             Command::Quit { answer } => self.quit = Some(answer),
         }
     }
@@ -333,6 +336,7 @@ impl Pod {
             Command::Create { answer, .. } => drop(answer.send(Err(error))),
             Command::Container { request, .. } => drop(request.answer.send(Err(error))),
             Command::Quit { answer } => drop(answer.send(())),
+            Command::Limit { answer, .. } => drop(answer.send(Err(error))),
         }
     }
 

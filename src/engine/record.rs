@@ -21,7 +21,7 @@ use oci::{ContainerId, PodId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ContainerConfig, PodConfig, Resources};
+use crate::config::{ContainerConfig, PodConfig, PodLimits, Resources};
 
 /// Version that this build writes.
 pub(crate) const VERSION: u32 = 1;
@@ -63,6 +63,9 @@ pub(crate) struct PodRecord {
     /// Its cgroup; those of its containers are made below it.
     #[serde(default)]
     pub(crate) cgroup: String,
+    /// What took the place of the configuration's limits.
+    #[serde(default)]
+    pub(crate) limits: PodLimits,
 }
 
 /// What was asked for and is not done yet, for a container.

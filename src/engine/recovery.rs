@@ -213,6 +213,7 @@ mod tests {
             ips: Vec::new(),
             netns: None,
             cgroup: "/corten/x".to_owned(),
+            limits: Default::default(),
         }
     }
 

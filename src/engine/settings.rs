@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::BuiltinNetwork;
+
 /// Settings of the engine.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -18,6 +20,8 @@ pub struct Settings {
     pub shm_size: u64,
     /// Names of RuntimeClass handlers that mean this runtime, besides the empty one.
     pub handlers: Vec<String>,
+    /// The network that the daemon configures itself; `None`: that is somebody else's.
+    pub builtin_network: Option<BuiltinNetwork>,
     /// How long a monitor may take to become ready.
     pub monitor_deadline: Duration,
     /// How long a monitor may say nothing before it is asked whether it lives, and how long it may take to say so. One that says
@@ -39,6 +43,7 @@ impl Default for Settings {
             cgroup_root: "/corten".into(),
             shm_size: 64 << 20,
             handlers: vec!["corten".to_owned()],
+            builtin_network: None,
             monitor_deadline: Duration::from_secs(10),
             monitor_patience: Duration::from_secs(15),
             sweep_every: Duration::from_secs(300),

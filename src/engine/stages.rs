@@ -6,13 +6,14 @@
 use oci::ContainerId;
 use tokio::time::Instant;
 
-use crate::Error;
+use crate::config::PodLimits;
 use crate::debts::{self, Debt};
 use crate::effects;
-use crate::operation::{Operation, Retry};
+use crate::operation::{Answer, Operation, Retry};
 use crate::pod::{Pod, Removal, State, Teardown};
 use crate::record::{self, Outlive, PodIntent};
 use crate::sandbox::{self, SetUp};
+use crate::{Error, Kind};
 
 impl Pod {
     /// Begin to stop: from Ready everything in it is killed; from Stopped what is owed is paid again.
@@ -49,6 +50,26 @@ impl Pod {
         if let Err(error) = debts::blocking(move || record::write(&dir, &record, Outlive::Daemon)).await {
             tracing::warn!(pod = %self.record.id, %error, "the pod's record could not be written");
         }
+    }
+
+    /// UpdatePodSandboxResources: the kubelet has changed the pod's cgroup, so this is only kept.
+    pub(crate) async fn limit(&mut self, limits: PodLimits, answer: Answer<()>) {
+        if !matches!(self.state, State::Ready(_)) {
+            let text = format!("pod {} is not ready", self.record.id.short());
+            return Self::refuse(answer, Kind::WrongState, text);
+        }
+        let mut record = self.record.clone();
+        record.limits.overhead = limits.overhead.or(record.limits.overhead);
+        record.limits.resources = limits.resources.or(record.limits.resources);
+        let (dir, kept) = (self.ctx.paths.pod(&record.id), record.clone());
+        let written = debts::blocking(move || record::write(&dir, &kept, Outlive::Daemon)).await;
+        let context = || format!("write the record of pod {}", record.id.short());
+        let result = written.map_err(|e| Error::because(Kind::Internal, context(), e));
+        if result.is_ok() {
+            self.record = record;
+            self.publish();
+        }
+        let _ = answer.send(result);
     }
 
     /// Everything that the pod has is given back; the monitor ends.

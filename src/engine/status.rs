@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use oci::{ContainerId, PodId};
 
-use crate::config::{ContainerConfig, PodConfig, Resources, Strings};
+use crate::config::{ContainerConfig, PodConfig, PodLimits, Resources, Strings};
 
 /// State of a pod sandbox (CRI PodSandboxState).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct PodStatus {
     pub created_at: i64,
     /// Addresses, the primary one first; none with the host's network.
     pub ips: Vec<IpAddr>,
+    /// What took the place of the configuration's limits.
+    pub limits: PodLimits,
     /// Monitor process; `None` when not ready.
     pub pid: Option<i32>,
     /// Pinned network namespace; `None` with the host's network.

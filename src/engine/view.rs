@@ -39,6 +39,7 @@ pub(crate) fn pod_status(record: &PodRecord, stage: PodStage, pid: Option<i32>) 
         state: stage.state(),
         created_at: record.created_at,
         ips: if ready { record.ips.clone() } else { Vec::new() },
+        limits: record.limits.clone(),
         pid,
         netns: record.netns.clone().filter(|_| ready),
     }

@@ -1,10 +1,12 @@
 //! Limits: LinuxContainerResources.
 
 use engine::Result;
-use engine::config::{Resources, Strings};
+use engine::config::{PodLimits, Resources, Strings};
 
 use super::{invalid, unsupported};
-use crate::proto::runtime::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
+use crate::proto::runtime::v1::{
+    LinuxContainerResources, UpdateContainerResourcesRequest, UpdatePodSandboxResourcesRequest,
+};
 
 /// Limits of a container or pod, with the ranges that the kernel enforces. `field` is where they stand in the
 /// request.
@@ -34,6 +36,16 @@ pub(crate) fn update(request: UpdateContainerResourcesRequest) -> Result<(String
     }
     let id = super::filled(request.container_id, "container_id")?;
     Ok((id, resources(request.linux, "linux")?, request.annotations))
+}
+
+/// UpdatePodSandboxResources.
+pub(crate) fn pod(request: UpdatePodSandboxResourcesRequest) -> Result<(String, PodLimits)> {
+    let id = super::filled(request.pod_sandbox_id, "pod_sandbox_id")?;
+    let given = |from: Option<LinuxContainerResources>, field| {
+        from.map(|from| resources(Some(from), field)).transpose()
+    };
+    let (overhead, all) = (given(request.overhead, "overhead")?, given(request.resources, "resources")?);
+    Ok((id, PodLimits { overhead, resources: all }))
 }
 
 fn cpu(from: &LinuxContainerResources, field: &str) -> Result<()> {

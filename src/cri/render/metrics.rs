@@ -330,6 +330,7 @@ mod tests {
             state: PodState::Ready,
             created_at: 1,
             ips: Vec::new(),
+            limits: Default::default(),
             pid: None,
             netns: None,
         };

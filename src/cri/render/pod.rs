@@ -96,6 +96,7 @@ mod tests {
             state: PodState::NotReady,
             created_at: 42,
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            limits: Default::default(),
             pid: None,
             netns: None,
         }

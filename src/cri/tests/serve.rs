@@ -22,6 +22,7 @@ struct Node {
     images: ImageServiceClient<Channel>,
     stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
+    engine: Engine,
     dir: TempDir,
 }
 
@@ -52,6 +53,7 @@ async fn node() -> Node {
     let listener = UnixListener::bind(&socket).expect("a socket");
     let (stop, stopped) = oneshot::channel();
     let info = cri::Info { version: "1.2.3".into(), slow_request: LONG, config: "{}".into() };
+    let served = engine.clone();
     let server = tokio::spawn(async move {
         let shutdown = async {
             if stopped.await.is_err() {
@@ -59,11 +61,11 @@ async fn node() -> Node {
                 pending::<()>().await;
             }
         };
-        cri::serve(listener, engine, info, shutdown).await.expect("serve");
+        cri::serve(listener, served, info, shutdown).await.expect("serve");
     });
     let channel = cri::client::connect(&socket).await.expect("connect");
     let runtime = RuntimeServiceClient::new(channel.clone());
-    Node { runtime, images: ImageServiceClient::new(channel), stop, server, dir }
+    Node { runtime, images: ImageServiceClient::new(channel), stop, server, engine, dir }
 }
 
 fn refusal<T: std::fmt::Debug>(answer: Result<T, Status>) -> (Code, String) {
@@ -195,14 +197,6 @@ async fn what_comes_later_is_refused_by_name() {
     let mut node = node().await;
     let r = &mut node.runtime;
     for (rpc, got) in [
-        (
-            "UpdateRuntimeConfig",
-            refusal(r.update_runtime_config(UpdateRuntimeConfigRequest::default()).await),
-        ),
-        (
-            "UpdatePodSandboxResources",
-            refusal(r.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest::default()).await),
-        ),
         ("Exec", refusal(r.exec(ExecRequest::default()).await)),
         ("Attach", refusal(r.attach(AttachRequest::default()).await)),
         ("PortForward", refusal(r.port_forward(PortForwardRequest::default()).await)),
@@ -212,6 +206,52 @@ async fn what_comes_later_is_refused_by_name() {
     ] {
         assert_eq!(got, (Code::Unimplemented, format!("{rpc}: not supported yet")));
     }
+}
+
+#[tokio::test]
+async fn what_the_cluster_tells_of_the_network_is_taken_or_refused() {
+    let mut node = node().await;
+    let told = |cidr: &str| {
+        let network_config = Some(NetworkConfig { pod_cidr: cidr.to_owned() });
+        UpdateRuntimeConfigRequest { runtime_config: Some(RuntimeConfig { network_config }) }
+    };
+    let fine = "nothing of ours depends on it";
+    node.runtime.update_runtime_config(UpdateRuntimeConfigRequest::default()).await.expect(fine);
+    node.runtime.update_runtime_config(told("10.1.0.0/24,fd00:1::/64")).await.expect(fine);
+    let (code, text) = refusal(node.runtime.update_runtime_config(told("10.1.0.0")).await);
+    assert_eq!(code, Code::InvalidArgument);
+    assert_eq!(text, "pod CIDR \"10.1.0.0\": address/prefix is expected");
+    let limits = UpdatePodSandboxResourcesRequest { pod_sandbox_id: "f".repeat(64), ..Default::default() };
+    assert_eq!(refusal(node.runtime.update_pod_sandbox_resources(limits).await).0, Code::NotFound);
+    let nobody = UpdatePodSandboxResourcesRequest::default();
+    let (code, text) = refusal(node.runtime.update_pod_sandbox_resources(nobody).await);
+    assert_eq!((code, text.as_str()), (Code::InvalidArgument, "pod_sandbox_id: missing"));
+}
+
+#[tokio::test]
+async fn a_stream_of_events_begins_before_anything_happens_and_ends_with_the_daemon() {
+    let node = node().await;
+    let (mut first, mut second) = (node.runtime.clone(), node.runtime.clone());
+    let mut streams = [
+        first.get_container_events(GetEventsRequest {}).await.expect("a stream").into_inner(),
+        second.get_container_events(GetEventsRequest {}).await.expect("another stream").into_inner(),
+    ];
+    node.engine.drain().await;
+    for stream in &mut streams {
+        let end = tokio::time::timeout(LONG, stream.message()).await.expect("the stream ends");
+        assert_eq!(end.expect_err("with a reason").code(), Code::Unavailable);
+    }
+    let refused = refusal(first.get_container_events(GetEventsRequest {}).await);
+    assert_eq!(refused.0, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn metrics_are_described_before_there_are_any() {
+    let mut node = node().await;
+    let described = node.runtime.list_metric_descriptors(ListMetricDescriptorsRequest {}).await.unwrap();
+    assert_eq!(described.into_inner().descriptors.len(), 56);
+    let metrics = node.runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest {}).await.unwrap();
+    assert!(metrics.into_inner().pod_metrics.is_empty());
 }
 
 fn with_annotation(bytes: usize) -> RunPodSandboxRequest {

@@ -25,6 +25,7 @@ fn pod(edit: impl FnOnce(&mut PodConfig)) -> Pod {
             ips: Vec::new(),
             netns: Some("/run/netns/x".into()),
             cgroup: "/corten/p".to_owned(),
+            limits: Default::default(),
         },
         run_dir: "/run/corten/pods/p".into(),
         monitor: 77,

@@ -2,7 +2,7 @@
 
 mod node;
 
-use engine::config::NamespaceMode;
+use engine::config::{NamespaceMode, PodLimits, Resources};
 use engine::figures::ContainerUsage;
 use engine::status::{ContainerFilter, PodFilter};
 use engine::{Engine, Kind};
@@ -120,5 +120,38 @@ async fn a_pod_on_the_nodes_network_has_no_counters_of_its_own() {
     let pod = engine.run_pod(config).await.unwrap();
     assert!(engine.pod_usage(pod.as_str()).await.unwrap().network.is_empty());
     engine.remove_pod(pod.as_str()).await.unwrap();
+    engine.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_pod_are_kept_with_it() {
+    if !private("limits_of_a_pod_are_kept_with_it") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let more = |memory_limit| Some(Resources { memory_limit, ..Resources::default() });
+    let limits = PodLimits { resources: more(64 << 20), overhead: None };
+    engine.limit_pod(pod.as_str(), limits.clone()).await.unwrap();
+    // what is not given stays
+    let overhead = PodLimits { overhead: more(1 << 20), resources: None };
+    engine.limit_pod(pod.as_str(), overhead.clone()).await.unwrap();
+    // the same pod asked for again is still the same pod
+    assert_eq!(engine.run_pod(node.pod("p")).await.unwrap(), pod);
+    engine.drain().await;
+    drop(engine);
+    let engine = node.open().await;
+    let kept = engine.pod_status(pod.as_str()).unwrap().limits;
+    assert_eq!(kept, PodLimits { resources: limits.resources, overhead: overhead.overhead });
+    let info = engine.verbose_pod(pod.as_str()).unwrap();
+    assert!(info["info"].contains("67108864"), "{info:?}");
+    engine.stop_pod(pod.as_str()).await.unwrap();
+    assert_eq!(
+        engine.limit_pod(pod.as_str(), PodLimits::default()).await.unwrap_err().kind,
+        Kind::WrongState
+    );
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    assert_eq!(engine.limit_pod(pod.as_str(), PodLimits::default()).await.unwrap_err().kind, Kind::NotFound);
     engine.drain().await;
 }
