@@ -37,13 +37,8 @@ pub(crate) enum Done {
     Signalled { id: ContainerId, result: Result<()> },
     /// A container's things are given back.
     Removed { id: ContainerId, result: Result<()> },
-    /// Limits were changed; on success with the resources that hold now.
-    Updated {
-        id: ContainerId,
-        result: Result<()>,
-        resources: Box<Resources>,
-        answer: crate::operation::Answer<()>,
-    },
+    /// Limits were changed; on success what holds now.
+    Updated { id: ContainerId, result: Result<Box<Resources>>, answer: crate::operation::Answer<()> },
 }
 
 /// Run work that must come to a result: a panic in it is an error.
@@ -205,33 +200,80 @@ async fn give_back(ctx: &Context, link: Option<Link>, record: ContainerRecord, s
     debts::as_error(format!("remove container {}", id.short()), failures).map_or(Ok(()), Err)
 }
 
+/// A change of a container's limits.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) id: ContainerId,
+    pub(crate) cgroup: String,
+    pub(crate) before: Resources,
+    pub(crate) asked: Box<Resources>,
+}
+
 /// Change a container's limits: of the running one through its monitor, of one that is not started in its bundle.
 pub(crate) async fn update(
     ctx: Arc<Context>,
     link: Option<Link>,
-    id: ContainerId,
-    resources: Box<Resources>,
+    change: Change,
     answer: crate::operation::Answer<()>,
 ) -> Done {
-    let result = caught("change the limits", change(&ctx, link, &id, &resources)).await;
-    Done::Updated { id, result, resources, answer }
+    let result = caught("change the limits", change_limits(&ctx, link, &change)).await;
+    Done::Updated { id: change.id, result, answer }
 }
 
-async fn change(ctx: &Context, link: Option<Link>, id: &ContainerId, resources: &Resources) -> Result<()> {
-    let spec = bundle::resources::to_spec(resources)?;
+/// What holds then.
+async fn change_limits(ctx: &Context, link: Option<Link>, change: &Change) -> Result<Box<Resources>> {
+    let (id, asked) = (&change.id, &change.asked);
+    let mut after = bundle::resources::merge(&change.before, asked);
+    let spec = bundle::resources::change(asked, &after)?;
     let spec =
         serde_json::to_value(spec).map_err(|e| Error::because(Kind::Internal, "write the resources", e))?;
-    match link {
-        Some(link) => {
-            link.call(&Request::Update { container: id.clone(), resources: spec }).await.map(|_| ())
-        }
-        None => {
-            let path: PathBuf = ctx.paths.bundle(id).join("config.json");
-            let context = format!("change {}", path.display());
-            let edit = blocking(move || bundle::resources::edit(&path, spec)).await;
-            edit.map_err(|e| Error::because(Kind::Internal, context, e))
+    let Some(link) = link else {
+        let path: PathBuf = ctx.paths.bundle(id).join("config.json");
+        let context = format!("change {}", path.display());
+        let score = after.oom_score_adj;
+        let edit = blocking(move || bundle::resources::edit(&path, spec, score)).await;
+        edit.map_err(|e| Error::because(Kind::Internal, context, e))?;
+        return Ok(Box::new(after));
+    };
+    above_use(change).await?;
+    link.call(&Request::Update { container: id.clone(), resources: spec }).await?;
+    if after.oom_score_adj != change.before.oom_score_adj {
+        let (cgroup, score) = (change.cgroup.clone(), after.oom_score_adj);
+        if let Err(error) = blocking(move || set_oom_score(&cgroup, score)).await {
+            // lowering it needs a capability that a daemon in a container may not have
+            tracing::warn!(container = %id, score, %error, "oom_score_adj could not be changed");
+            after.oom_score_adj = change.before.oom_score_adj;
         }
     }
+    Ok(Box::new(after))
+}
+
+/// A limit below what is in use and cannot be dropped would have the kernel kill for it (v2), or be refused by it (v1).
+async fn above_use(change: &Change) -> Result<()> {
+    let Some(limit) = u64::try_from(change.asked.memory_limit).ok().filter(|limit| *limit > 0) else {
+        return Ok(());
+    };
+    let cgroup = sys::cgroup::Cgroup::new(change.cgroup.clone());
+    let used = blocking(move || cgroup.usage()).await;
+    let used = used.map_err(|e| Error::because(Kind::Internal, "read what the container uses", e))?;
+    let used = used.memory.saturating_sub(used.inactive_file);
+    if used <= limit {
+        return Ok(());
+    }
+    let text = format!("a memory limit of {limit} bytes is below the {used} bytes that are in use");
+    Err(Error::new(Kind::WrongState, text))
+}
+
+/// For all processes of a container; those that they make have it from them.
+fn set_oom_score(cgroup: &str, score: i64) -> std::io::Result<()> {
+    for pid in sys::cgroup::Cgroup::new(cgroup).processes()? {
+        match std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()) {
+            // it has ended meanwhile
+            Err(e) if matches!(e.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ESRCH)) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

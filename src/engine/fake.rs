@@ -78,6 +78,7 @@ pub(crate) fn container(n: u8, pod: &PodRecord) -> ContainerRecord {
         log_path: Default::default(),
         stop_signal: 15,
         user: None,
+        target: None,
         resources: Default::default(),
         progress: Progress::Created,
         intent: ContainerIntent::Keep,

@@ -138,6 +138,9 @@ pub(crate) struct ContainerRecord {
     /// UID, GID, supplemental groups.
     #[serde(default)]
     pub(crate) user: Option<(u32, u32, Vec<u32>)>,
+    /// Pid of the init whose PID namespace it joins, as it was when the bundle was made.
+    #[serde(default)]
+    pub(crate) target: Option<i32>,
     /// Limits in force.
     #[serde(default)]
     pub(crate) resources: Resources,

@@ -231,6 +231,7 @@ mod tests {
             log_path: Default::default(),
             stop_signal: 15,
             user: None,
+            target: None,
             resources: Default::default(),
             cgroup: format!("/corten/x/{n}"),
             progress,

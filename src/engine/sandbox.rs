@@ -127,9 +127,9 @@ pub(crate) fn check(config: &PodConfig, handlers: &[String]) -> Result<()> {
 
 /// Only sysctls of namespaces that the pod has of its own: the others would change the node.
 fn check_sysctl(config: &PodConfig, name: &str) -> Result<()> {
-    let ipc = ["kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem"].contains(&name)
-        || name.starts_with("kernel.shm")
-        || name.starts_with("fs.mqueue.");
+    // as the kubelet knows them; of those that are none the monitor says so
+    let ipc = name == "kernel.sem"
+        || ["kernel.msg", "kernel.shm", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix));
     let net = name.starts_with("net.");
     let uts = ["kernel.domainname"].contains(&name);
     let refuse = |why: &str| Err(Error::new(Kind::Invalid, format!("sysctl {name}: {why}")));
@@ -285,7 +285,11 @@ async fn attach(ctx: &Context, record: &PodRecord) -> Result<Option<Attached>> {
     }
     let attached = ctx.network.attach(&attachment(record)).await;
     let context = || format!("attach pod {} to the network", record.config.name.name);
-    attached.map(Some).map_err(|e| Error::because(Kind::Unavailable, context(), e))
+    let kind = |e: &network::Error| match e.kind {
+        network::Kind::Invalid => Kind::Invalid,
+        _ => Kind::Unavailable,
+    };
+    attached.map(Some).map_err(|e| Error::because(kind(&e), context(), e))
 }
 
 fn attachment(record: &PodRecord) -> Attachment {

@@ -7,7 +7,7 @@ use monitor::protocol::{Exit, Known, Reply, Start};
 use oci::ContainerId;
 
 use crate::admission::{self, Refusal, Stage, Verb, Verdict};
-use crate::config::{ContainerConfig, NamespaceMode};
+use crate::config::{ContainerConfig, NamespaceMode, Resources};
 use crate::container::{Ask, Container, Creating, Live, Request, State};
 use crate::context::now;
 use crate::debts::{Debt, blocking};
@@ -87,6 +87,7 @@ impl Pod {
             log_path: bundle::log_path(&self.record.config, &config),
             stop_signal: nix::libc::SIGTERM,
             user: None,
+            target: pod.target,
             resources: config.resources.clone(),
             cgroup: format!("{}/{id}", self.record.cgroup),
             progress: Progress::Created,
@@ -143,8 +144,13 @@ impl Pod {
                     let link = link.filter(|_| running);
                     request.step.enter("change the limits");
                     container.updating = true;
-                    let (ctx, id) = (self.ctx.clone(), id.clone());
-                    self.effects.spawn(effects::update(ctx, link, id, resources, request.answer));
+                    let change = effects::Change {
+                        id: id.clone(),
+                        cgroup: container.record.cgroup.clone(),
+                        before: container.record.resources.clone(),
+                        asked: resources,
+                    };
+                    self.effects.spawn(effects::update(self.ctx.clone(), link, change, request.answer));
                 }
             },
         }
@@ -162,7 +168,27 @@ impl Pod {
         }
     }
 
+    /// Why the PID namespace that a container is to join cannot be joined any more: its bundle names it by the pid of another
+    /// container's init, and a pid may be another process's by now.
+    fn target_gone(&self, id: &ContainerId) -> Option<Error> {
+        let record = &self.containers.get(id)?.record;
+        let NamespaceMode::Target(target) = &record.config.security.namespaces.pid else { return None };
+        let lives = self.live_pid(target);
+        // an older daemon did not write it down
+        if lives.is_some() && record.target.is_none_or(|pid| lives == Some(pid)) {
+            return None;
+        }
+        let text = format!(
+            "container {} is to join the PID namespace of container {target}, which does not run any more",
+            id.short()
+        );
+        Some(Error::new(Kind::WrongState, text))
+    }
+
     fn begin_start(&mut self, id: &ContainerId, op: Operation<()>) {
+        if let Some(error) = self.target_gone(id) {
+            return op.finish(Err(error));
+        }
         let link = self.monitor().map(|monitor| monitor.link.clone());
         let (Some(container), Some(link)) = (self.containers.get_mut(id), link) else {
             return op.finish(Err(Error::new(Kind::WrongState, "the pod is not ready")));
@@ -213,9 +239,7 @@ impl Pod {
             Done::Started { id, result } => self.started(&id, result).await,
             Done::Signalled { id, result } => self.signalled(&id, result),
             Done::Removed { id, result } => self.removed(&id, result).await,
-            Done::Updated { id, result, resources, answer } => {
-                self.updated(&id, result, *resources, answer).await;
-            }
+            Done::Updated { id, result, answer } => self.updated(&id, result, answer).await,
             _ => {}
         }
     }
@@ -331,22 +355,20 @@ impl Pod {
         }
     }
 
-    async fn updated(
-        &mut self,
-        id: &ContainerId,
-        result: Result<()>,
-        resources: crate::config::Resources,
-        answer: Answer<()>,
-    ) {
-        if let Some(container) = self.containers.get_mut(id) {
-            container.updating = false;
-            if result.is_ok() {
-                container.record.resources =
-                    bundle::resources::merge(&container.record.resources, &resources);
+    async fn updated(&mut self, id: &ContainerId, result: Result<Box<Resources>>, answer: Answer<()>) {
+        let result = match (result, self.containers.get_mut(id)) {
+            (Ok(resources), Some(container)) => {
+                container.updating = false;
+                container.record.resources = *resources;
                 self.save(id, Outlive::Daemon).await;
                 self.publish();
+                Ok(())
             }
-        }
+            (result, container) => {
+                container.into_iter().for_each(|container| container.updating = false);
+                result.map(|_| ())
+            }
+        };
         let _ = answer
             .send(result.map_err(|e| e.within(format!("change the limits of container {}", id.short()))));
         self.ask_again(id).await;

@@ -42,8 +42,55 @@ fn invalid(field: &str, why: &str) -> Error {
     Error::invalid("set limits", field, why)
 }
 
-/// Set the limits of a cgroup; fields that are not there stay as they are. Device rules replace the ones before.
+/// Change the limits of a cgroup that is in use: all of them or none. Fields that are not there stay as they are.
 pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
+    let layout = Layout::host().step("find the cgroups", "")?;
+    let before =
+        Before::read(cgroup, resources, writes(resources, &|c| layout.controller(c).map(|h| h.version))?);
+    set(cgroup, resources).inspect_err(|_| before.restore(cgroup))
+}
+
+/// What limits were, for when not all of the new ones could be set. Device rules are set last, so they need no way back.
+struct Before {
+    writes: Vec<Write>,
+    unified: Vec<(String, String)>,
+}
+
+impl Before {
+    fn read(cgroup: &Cgroup, resources: &LinuxResources, mut writes: Vec<Write>) -> Before {
+        // a file that is written twice is opened first (memory and swap on v1), so that goes for the way back as well
+        let again: Vec<bool> =
+            (0..writes.len()).map(|n| writes[n + 1..].iter().any(|w| w.file == writes[n].file)).collect();
+        let one_line = |text: String| Some(text.trim_end().to_owned()).filter(|text| !text.contains('\n'));
+        let mut again = again.into_iter();
+        writes.retain_mut(|write| {
+            if again.next() == Some(true) {
+                return true;
+            }
+            // what cannot be read has not been written, and what is no single value was not set by a limit of ours
+            let old = cgroup.read(write.controller, &write.file).ok().and_then(one_line);
+            old.map(|old| write.value = old).is_some()
+        });
+        let unified = resources.unified().iter().flatten().filter_map(|(file, _)| {
+            let old = cgroup.read_unified(file).ok().and_then(one_line)?;
+            Some((file.clone(), old))
+        });
+        Before { writes, unified: unified.collect() }
+    }
+
+    /// Whatever fails: the first failure is the one that counts.
+    fn restore(&self, cgroup: &Cgroup) {
+        for write in &self.writes {
+            let _ = cgroup.write(write.controller, &write.file, &write.value);
+        }
+        for (file, value) in &self.unified {
+            let _ = cgroup.write_unified(file, value);
+        }
+    }
+}
+
+/// Set the limits of a cgroup; fields that are not there stay as they are. Device rules replace the ones before.
+pub(crate) fn set(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let layout = Layout::host().step("find the cgroups", "")?;
     let version = |controller: &str| layout.controller(controller).map(|h| h.version);
     if version("memory") == Some(Version::V2) {
@@ -66,7 +113,7 @@ pub fn update(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
 
 /// Set the limits of a new cgroup. Without device rules it has the default devices only.
 pub(crate) fn set_first(cgroup: &Cgroup, resources: Option<&LinuxResources>) -> Result<()> {
-    resources.map_or(Ok(()), |resources| update(cgroup, resources))?;
+    resources.map_or(Ok(()), |resources| set(cgroup, resources))?;
     let rules = resources.and_then(|r| r.devices().as_deref()).unwrap_or_default();
     if rules.is_empty() { set_devices(cgroup, &[]) } else { Ok(()) }
 }
@@ -149,7 +196,12 @@ pub(crate) fn writes(
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let name = if v1("hugetlb") { "limit_in_bytes" } else { "max" };
-        writes.add("hugetlb", format!("hugetlb.{}.{name}", limit.page_size()), limit.limit());
+        let file = format!("hugetlb.{}.{name}", limit.page_size());
+        // the kubelet sends a zero for each size of page, also where no controller counts them
+        match limit.limit() {
+            0 => writes.add_optional("hugetlb", file, 0),
+            limit => writes.add("hugetlb", file, limit),
+        }
         let reserved = if v1("hugetlb") { "rsvd.limit_in_bytes" } else { "rsvd.max" };
         writes.add_optional("hugetlb", format!("hugetlb.{}.{reserved}", limit.page_size()), limit.limit());
     }

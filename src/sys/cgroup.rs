@@ -216,6 +216,13 @@ impl Cgroup {
         write_file(&self.directory(hierarchy)?.join(file), value)
     }
 
+    /// Read a file of the v2 hierarchy.
+    pub fn read_unified(&self, file: &str) -> io::Result<String> {
+        let hierarchy =
+            Layout::host()?.unified().ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+        fs::read_to_string(self.directory(hierarchy)?.join(file))
+    }
+
     /// Its directory in the v2 hierarchy, for `clone3` to be born in; `None` where v2 is not mounted.
     pub fn unified_directory(&self) -> io::Result<Option<OwnedFd>> {
         let Some(hierarchy) = Layout::host()?.unified() else { return Ok(None) };

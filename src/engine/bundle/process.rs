@@ -1,5 +1,6 @@
 //! The process of a container: arguments, environment, directory, user.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use image::ImageConfig;
@@ -90,12 +91,14 @@ fn environment(
     if let Some(home) = user.home.as_ref().filter(|home| !home.is_empty()) {
         env.push(format!("HOME={home}"));
     }
-    let mut put = |entry: String| {
-        let name = entry.split('=').next().unwrap_or_default();
-        let same = |other: &String| other.split('=').next() == Some(name);
-        match env.iter_mut().find(|other| same(other)) {
-            Some(place) => *place = entry,
-            None => env.push(entry),
+    // there may be tens of thousands: the Services of a large namespace
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut places: HashMap<String, usize> = env.iter().enumerate().map(|(n, e)| (name(e), n)).collect();
+    let mut put = |entry: String| match places.get(&name(&entry)) {
+        Some(place) => env[*place] = entry,
+        None => {
+            places.insert(name(&entry), env.len());
+            env.push(entry);
         }
     };
     image.env.iter().cloned().for_each(&mut put);

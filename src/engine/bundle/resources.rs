@@ -30,16 +30,23 @@ fn check(resources: &Resources) -> Result<()> {
     if !(-1000..=1000).contains(&resources.oom_score_adj) {
         return refuse(format!("oom_score_adj {} is not between -1000 and 1000", resources.oom_score_adj));
     }
-    for (what, value) in [
-        ("cpu_period", resources.cpu_period),
-        ("cpu_shares", resources.cpu_shares),
-        ("memory_limit", resources.memory_limit),
+    for (what, value, least) in [
+        ("cpu_period", resources.cpu_period, 0),
+        ("cpu_shares", resources.cpu_shares, 0),
+        // -1: none
+        ("memory_limit", resources.memory_limit, -1),
+        ("memory_swap_limit", resources.memory_swap_limit, -1),
     ] {
-        if value < 0 {
-            return refuse(format!("{what} {value} is negative"));
+        if value < least {
+            return refuse(format!("{what} {value} is below {least}"));
         }
     }
     let (memory, swap) = (resources.memory_limit, resources.memory_swap_limit);
+    if memory < 0 && swap > 0 {
+        return refuse(format!(
+            "memory_swap_limit {swap} is memory and swap together, and memory has no limit"
+        ));
+    }
     if swap > 0 && swap < memory {
         return refuse(format!("memory_swap_limit {swap} is memory and swap together: not below {memory}"));
     }
@@ -88,6 +95,33 @@ fn memory(resources: &Resources) -> Option<Value> {
     }
 }
 
+/// What has to be set for an update: what it names, and what the kernel takes only together with that. `after` is what
+/// holds then ([`merge`]).
+pub(crate) fn change(asked: &Resources, after: &Resources) -> Result<LinuxResources> {
+    check(after)?;
+    let mut all = asked.clone();
+    if asked.memory_limit != 0 || asked.memory_swap_limit != 0 {
+        (all.memory_limit, all.memory_swap_limit) = (after.memory_limit, after.memory_swap_limit);
+    }
+    if asked.cpu_quota != 0 || asked.cpu_period != 0 {
+        (all.cpu_quota, all.cpu_period) = (after.cpu_quota, after.cpu_period);
+    }
+    to_spec(&all)
+}
+
+/// Memory and swap together after an update: when it names no swap, as much swap as before.
+fn swap_after(before: &Resources, update: &Resources) -> i64 {
+    match (update.memory_swap_limit, update.memory_limit) {
+        (0, 0) => before.memory_swap_limit,
+        (0, -1) if before.memory_swap_limit > 0 => -1,
+        (0, limit) if before.memory_swap_limit > 0 => {
+            limit.saturating_add(before.memory_swap_limit - before.memory_limit.max(0))
+        }
+        (0, _) => before.memory_swap_limit,
+        (swap, _) => swap,
+    }
+}
+
 /// What holds after an update: what it leaves out stays.
 pub(crate) fn merge(before: &Resources, update: &Resources) -> Resources {
     let number = |new: i64, old: i64| if new != 0 { new } else { old };
@@ -109,14 +143,15 @@ pub(crate) fn merge(before: &Resources, update: &Resources) -> Resources {
         cpuset_mems: text(&update.cpuset_mems, &before.cpuset_mems),
         hugepage_limits,
         unified,
-        memory_swap_limit: number(update.memory_swap_limit, before.memory_swap_limit),
+        memory_swap_limit: swap_after(before, update),
     }
 }
 
 /// Change the limits in a bundle that has not been started.
-pub(crate) fn edit(path: &Path, update: Value) -> io::Result<()> {
+pub(crate) fn edit(path: &Path, update: Value, oom_score_adj: i64) -> io::Result<()> {
     let mut spec: Value = serde_json::from_slice(&std::fs::read(path)?)?;
     overlay(&mut spec["linux"]["resources"], update);
+    spec["process"]["oomScoreAdj"] = oom_score_adj.into();
     monitor::record::replace(path, &serde_json::to_vec(&spec)?, false)
 }
 
@@ -163,11 +198,44 @@ mod tests {
     fn what_makes_no_sense_is_refused() {
         for bad in [
             Resources { oom_score_adj: 2000, ..Resources::default() },
-            Resources { memory_limit: -1, ..Resources::default() },
+            Resources { memory_limit: -2, ..Resources::default() },
+            Resources { memory_limit: -1, memory_swap_limit: 7, ..Resources::default() },
             Resources { memory_limit: 10, memory_swap_limit: 5, ..Resources::default() },
         ] {
             assert_eq!(to_spec(&bad).unwrap_err().kind, Kind::Invalid, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_belongs_together_is_set_together() {
+        let spec = |before: &Resources, asked: &Resources| {
+            let after = merge(before, asked);
+            (change(asked, &after).map(|s| serde_json::to_value(s).unwrap()).map_err(|e| e.kind), after)
+        };
+        let with = |memory_limit, memory_swap_limit| Resources {
+            memory_limit,
+            memory_swap_limit,
+            ..Resources::default()
+        };
+        // (before, asked, set, shown after)
+        for (before, asked, set, after) in [
+            ((0, 0), (50, 0), (50, 50), (50, 0)),
+            ((10, 0), (50, 0), (50, 50), (50, 0)),
+            ((10, 15), (50, 0), (50, 55), (50, 55)),
+            ((10, -1), (50, 0), (50, -1), (50, -1)),
+            ((10, 15), (-1, 0), (-1, -1), (-1, -1)),
+            ((10, 0), (0, 30), (10, 30), (10, 30)),
+            ((10, 0), (-1, 0), (-1, -1), (-1, 0)),
+        ] {
+            let (set_now, holds) = spec(&with(before.0, before.1), &with(asked.0, asked.1));
+            let memory = json!({"limit": set.0, "swap": set.1});
+            assert_eq!(set_now.unwrap()["memory"], memory, "{before:?} {asked:?}");
+            assert_eq!((holds.memory_limit, holds.memory_swap_limit), after, "{before:?} {asked:?}");
+        }
+        assert_eq!(spec(&with(100, 0), &with(0, 30)).0, Err(Kind::Invalid));
+        let cpu = |cpu_period, cpu_quota| Resources { cpu_period, cpu_quota, ..Resources::default() };
+        let (set, _) = spec(&cpu(100_000, 50_000), &cpu(200_000, 0));
+        assert_eq!(set.unwrap(), json!({"cpu": {"period": 200_000, "quota": 50_000}}));
     }
 
     #[test]

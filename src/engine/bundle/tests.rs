@@ -50,6 +50,7 @@ fn record(edit: impl FnOnce(&mut ContainerConfig)) -> ContainerRecord {
         log_path: PathBuf::new(),
         stop_signal: 15,
         user: None,
+        target: None,
         resources: Default::default(),
         cgroup: "/corten/p/c".to_owned(),
         progress: Progress::Created,
