@@ -11,7 +11,25 @@ use tonic::{Code, Status};
 
 /// The status for an error of the engine.
 pub(crate) fn of(error: &Error) -> Status {
-    Status::new(code(error.kind), message(error))
+    Status::new(code(error.kind), shortened(message(error)))
+}
+
+/// A message travels in a header, of which clients take 16 KiB and less, and there each byte may be three. A request's own text may
+/// be in it (an id, a path), so it is of any length: what was done to what is at its beginning, the cause at its end.
+fn shortened(message: String) -> String {
+    const MOST: usize = 4096;
+    if message.len() <= MOST {
+        return message;
+    }
+    let mut head = MOST / 2;
+    while !message.is_char_boundary(head) {
+        head -= 1;
+    }
+    let mut tail = message.len() - MOST / 2;
+    while !message.is_char_boundary(tail) {
+        tail += 1;
+    }
+    format!("{} … {}", &message[..head], &message[tail..])
 }
 
 /// What was being done to what, and every cause; said once when a message quotes its own cause.
@@ -76,6 +94,16 @@ mod tests {
             of(&error).message(),
             "start container 3f: exec /bin/nothing: No such file or directory (os error 2)"
         );
+    }
+
+    #[test]
+    fn a_message_fits_into_a_header() {
+        let cause = std::io::Error::from_raw_os_error(2);
+        let error = Error::because(Kind::Internal, format!("exec {}", "ö".repeat(100_000)), cause);
+        let status = of(&error);
+        assert!(status.message().len() < 4200, "{}", status.message().len());
+        assert!(status.message().starts_with("exec öö"));
+        assert!(status.message().ends_with("öö: No such file or directory (os error 2)"));
     }
 
     #[test]

@@ -88,6 +88,8 @@ impl Debt {
                 let object = path.display().to_string();
                 blocking(move || record::remove_tree(&path)).await.map_err(io("remove", object))
             }
+            // a record from before it was written down
+            Debt::Cgroup(path) if path.is_empty() => Ok(()),
             Debt::Cgroup(path) => {
                 let cgroup = sys::cgroup::Cgroup::new(path.clone());
                 blocking(move || cgroup.kill_and_remove()).await.map_err(io("remove cgroup", path.clone()))

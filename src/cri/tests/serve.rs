@@ -1,5 +1,8 @@
 //! The server on a real socket, with a real (empty) engine behind it, spoken to by the generated client.
 
+#[path = "serve/requests.rs"]
+mod requests;
+
 use std::future::pending;
 use std::path::Path;
 use std::time::Duration;
