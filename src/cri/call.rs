@@ -135,7 +135,8 @@ async fn watched<T>(changes: bool, slow: Duration, work: impl Future<Output = Re
             answer = &mut work => break answer,
             () = tokio::time::sleep(patience) => {
                 let (step, since) = at.now();
-                warn!(step, in_step = ?since, after = ?begun.elapsed(), "call takes long");
+                let detail = at.detail().unwrap_or_default();
+                warn!(step, detail, in_step = ?since, after = ?begun.elapsed(), "call takes long");
                 patience *= 2;
             }
         }

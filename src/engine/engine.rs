@@ -341,7 +341,8 @@ impl Engine {
     /// Pull an image; its id. Concurrent pulls of one reference join.
     pub async fn pull_image(&self, reference: &str, auth: Option<image::Auth>) -> Result<String> {
         self.ctx.index.admit()?;
-        Step::current().enter("fetch and unpack the image");
+        let (images, name) = (self.ctx.images.clone(), reference.to_owned());
+        Step::current().enter_telling("pull the image", move || images.pulling(&name));
         Ok(self.ctx.images.pull(reference, auth).await?)
     }
 

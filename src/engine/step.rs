@@ -14,15 +14,24 @@ tokio::task_local! {
 }
 
 /// The step in which an operation is; clones show the same one.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Step(Arc<Mutex<State>>);
 
-#[derive(Debug)]
+/// Says more of a step whenever it is asked; `None`: there is no more to say.
+type Detail = Box<dyn Fn() -> Option<String> + Send>;
+
 struct State {
     name: &'static str,
+    detail: Option<Detail>,
     since: Instant,
     /// The operation that this one waits for.
     follows: Option<Step>,
+}
+
+impl std::fmt::Debug for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Step").field(&self.now().0).finish()
+    }
 }
 
 impl Default for Step {
@@ -34,7 +43,12 @@ impl Default for Step {
 impl Step {
     /// A step that says `queued`.
     pub fn new() -> Step {
-        Step(Arc::new(Mutex::new(State { name: "queued", since: Instant::now(), follows: None })))
+        Step(Arc::new(Mutex::new(State {
+            name: "queued",
+            detail: None,
+            since: Instant::now(),
+            follows: None,
+        })))
     }
 
     /// The step around the current request, or a new one that nobody reads.
@@ -45,7 +59,29 @@ impl Step {
     /// Enter a step: a short imperative with its object, as in `attach network`.
     pub(crate) fn enter(&self, name: &'static str) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = State { name, since: Instant::now(), follows: None };
+        *state = State { name, detail: None, since: Instant::now(), follows: None };
+    }
+
+    /// Enter a step that can say more of what it does.
+    pub(crate) fn enter_telling(
+        &self,
+        name: &'static str,
+        detail: impl Fn() -> Option<String> + Send + 'static,
+    ) {
+        self.enter(name);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).detail = Some(Box::new(detail));
+    }
+
+    /// What the step says of itself beyond its name.
+    pub fn detail(&self) -> Option<String> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.follows.clone() {
+            Some(other) => {
+                drop(state);
+                other.detail()
+            }
+            None => state.detail.as_ref()?(),
+        }
     }
 
     /// Show what another operation does from now on.
@@ -88,6 +124,16 @@ mod tests {
         assert_eq!(request.now().0, "start monitor");
         request.enter("done");
         assert_eq!(request.now().0, "done");
+    }
+
+    #[test]
+    fn a_step_tells_more_until_the_next_one() {
+        let (operation, request) = (Step::new(), Step::new());
+        operation.enter_telling("pull the image", || Some("layer 1 of 2".to_owned()));
+        request.follow(&operation);
+        assert_eq!((request.now().0, request.detail().as_deref()), ("pull the image", Some("layer 1 of 2")));
+        operation.enter("next");
+        assert_eq!(request.detail(), None);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use oci::ContainerId;
 use crate::error::{Error, Kind, Result};
 use crate::layout::Scratch;
 use crate::record::{self, HoldRecord, ImageRecord, VERSION};
-use crate::store::{Inner, Rootfs, Store, drop_elsewhere};
+use crate::store::{Inner, Rootfs, Store};
+use crate::sweep::drop_elsewhere;
 
 impl Store {
     /// Keeps the image's layers on disk for `holder`, across restarts and the image's removal, until it is released. The

@@ -4,13 +4,13 @@
 //!
 //! | modules | what |
 //! |---|---|
-//! | `pull` | one pull: resolve, layers, publish |
+//! | `pull`, `progress` | one pull: resolve, layers, publish; what it does now |
 //! | `hosts`, `tls`, `auth`, `challenge`, `token`, `failure`, `remote`, `download` | who serves a registry, how to ask, and to ask again |
 //! | `manifest`, `hash` | documents and digests |
-//! | `layer`, `tar`, `pax`, `extract`, `walk` | a blob becomes a directory |
+//! | `layer`, `tar`, `tar_header`, `pax`, `extract`, `walk` | a blob becomes a directory |
 //! | `skeleton`, `view`, `users` | what a stack of layers shows |
 //! | `content` | a path of an image, to be shown as a volume |
-//! | `store`, `holds`, `layout`, `record`, `recover` | what is here, on disk and in memory |
+//! | `store`, `holds`, `sweep`, `layout`, `record`, `recover` | what is here, on disk and in memory |
 //!
 //! Async code asks the network; everything that touches layers or records runs on blocking threads.
 
@@ -32,6 +32,7 @@ mod layer;
 mod layout;
 mod manifest;
 mod pax;
+mod progress;
 mod pull;
 mod record;
 mod recover;
@@ -39,7 +40,9 @@ mod remote;
 mod settings;
 mod skeleton;
 mod store;
+mod sweep;
 mod tar;
+mod tar_header;
 mod tls;
 mod token;
 pub mod users;

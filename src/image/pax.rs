@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use crate::tar::{Entry, MOST_CHUNKS, id, invalid};
+use crate::tar::{Entry, MOST_CHUNKS, invalid};
+use crate::tar_header::id;
 
 /// Prefix of the keys that carry extended attributes.
 const XATTR: &str = "SCHILY.xattr.";

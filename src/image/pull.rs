@@ -24,10 +24,12 @@ use crate::error::{Error, Kind, Result};
 use crate::hash;
 use crate::layer::{self, Expected, Feed};
 use crate::manifest::{self, Config, Descriptor, LONGEST_CONFIG, LONGEST_MANIFEST, Manifest, Root};
+use crate::progress::Progress;
 use crate::record::{self, ImageRecord, LayerRecord, VERSION, escape, unescape};
 use crate::remote::{Ask, Remote};
 use crate::skeleton;
-use crate::store::{ImageId, ImageState, Inner, LayerState, drop_elsewhere};
+use crate::store::{ImageId, ImageState, Inner, LayerState};
+use crate::sweep::drop_elsewhere;
 
 /// The outcome of a running pull, for all who wait for it.
 pub(crate) type Joined = Shared<BoxFuture<'static, Result<ImageId>>>;
@@ -38,18 +40,20 @@ pub(crate) async fn join(inner: &Arc<Inner>, reference: Reference, auth: Option<
     let joined = {
         let mut state = inner.state();
         match state.pulls.get(&key) {
-            Some(running) => running.clone(),
+            Some((running, _)) => running.clone(),
             None => {
                 let owner = Arc::clone(inner);
                 let done = key.clone();
+                let progress = Progress::default();
+                let told = progress.clone();
                 let task = tokio::spawn(async move {
-                    let result = run(&owner, &reference, auth.as_ref()).await;
+                    let result = run(&owner, &reference, auth.as_ref(), &told).await;
                     owner.state().pulls.remove(&done);
                     result.map_err(|e| e.during(format!("pull {reference}")))
                 });
                 let outcome = task.map(|done| done.unwrap_or_else(|e| Err(Error::io("pull", e))));
                 let joined = outcome.boxed().shared();
-                state.pulls.insert(key, joined.clone());
+                state.pulls.insert(key, (joined.clone(), progress));
                 joined
             }
         }
@@ -69,13 +73,20 @@ struct Resolved {
 }
 
 #[tracing::instrument(skip_all, fields(%reference))]
-async fn run(inner: &Arc<Inner>, reference: &Reference, auth: Option<&Auth>) -> Result<ImageId> {
+async fn run(
+    inner: &Arc<Inner>,
+    reference: &Reference,
+    auth: Option<&Auth>,
+    progress: &Progress,
+) -> Result<ImageId> {
     let begun = Instant::now();
     let remote = Arc::new(Remote::new(&inner.settings, &inner.health, reference, auth)?);
+    progress.stage("resolve the reference");
     let resolved = resolve(inner, &remote, reference).await?;
     let lease = Lease::new(inner, &resolved.layers);
-    let fetched = fetch_layers(inner, &remote, &resolved.layers).await;
+    let fetched = fetch_layers(inner, &remote, &resolved.layers, progress).await;
     fetched?;
+    progress.stage("sync and publish");
     let id = resolved.manifest.config.digest.to_string();
     let reference = reference.clone();
     let trash = inner.on_disk(move |inner| {
@@ -206,18 +217,29 @@ impl Drop for Lease {
     }
 }
 
-async fn fetch_layers(inner: &Arc<Inner>, remote: &Arc<Remote>, layers: &[Expected]) -> Result<()> {
+async fn fetch_layers(
+    inner: &Arc<Inner>,
+    remote: &Arc<Remote>,
+    layers: &[Expected],
+    progress: &Progress,
+) -> Result<()> {
+    progress.layers(layers.len());
     let slots = Arc::new(Semaphore::new(inner.settings.max_parallel_layers.max(1)));
     let mut begun = BTreeSet::new();
     let mut tasks = JoinSet::new();
-    for layer in layers {
+    for (number, layer) in (1..).zip(layers) {
         let here = inner.state().layers.contains_key(&layer.diff_id);
         if here || !begun.insert(layer.diff_id.clone()) {
             continue;
         }
         let (inner, remote, slots) = (Arc::clone(inner), Arc::clone(remote), Arc::clone(&slots));
-        let layer = layer.clone();
-        tasks.spawn(async move { fetch_layer(&inner, &remote, layer, &slots).await });
+        let (layer, progress) = (layer.clone(), progress.clone());
+        let tell = move |does| progress.layer(number, does);
+        tasks.spawn(async move {
+            let fetched = fetch_layer(&inner, &remote, layer, &slots, &tell).await;
+            tell(None);
+            fetched
+        });
     }
     let mut result = Ok(());
     while let Some(done) = tasks.join_next().await {
@@ -236,14 +258,18 @@ async fn fetch_layer(
     remote: &Remote,
     expected: Expected,
     slots: &Semaphore,
+    tell: &(impl Fn(Option<&'static str>) + Sync),
 ) -> Result<()> {
+    tell(Some("wait for another pull"));
     let _turn = inner.turn(&expected.diff_id).await;
     if inner.state().layers.contains_key(&expected.diff_id) {
         return Ok(());
     }
+    tell(Some("wait for its turn"));
     let _slot = slots.acquire().await.map_err(|e| Error::io("wait for a slot", e))?;
     let mut host = 0;
     loop {
+        tell(Some("fetch"));
         let (sender, feed) = layer::channel();
         let unpack = {
             let (inner, expected) = (Arc::clone(inner), expected.clone());
@@ -251,6 +277,7 @@ async fn fetch_layer(
         };
         let mut download = Download::new(remote, &expected.digest, expected.size, host);
         let sent = pump(&mut download, sender).await;
+        tell(Some("unpack"));
         let unpacked = unpack.await.unwrap_or_else(|e| Err(Error::io("unpack a layer", e)));
         sent?;
         match unpacked {

@@ -19,7 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use oci::{ContainerId, Digest, Reference};
 use tokio::task::{AbortHandle, spawn_blocking};
@@ -28,10 +28,12 @@ use crate::auth::Auth;
 use crate::error::{Error, Kind, Result};
 use crate::layout::{Layout, Scratch};
 use crate::manifest::{Config, ImageConfig};
+use crate::progress::Progress;
 use crate::pull::{self, Joined};
 use crate::record::{HoldRecord, ImageRecord};
 use crate::remote::Health;
 use crate::settings::Settings;
+use crate::sweep::{drop_elsewhere, sweep_from_time_to_time};
 
 /// The digest of an image's configuration, `sha256:…`: what CRI calls its id.
 pub type ImageId = String;
@@ -104,7 +106,7 @@ pub(crate) struct State {
     pub(crate) holds: HashMap<ContainerId, HoldRecord>,
     /// Layers of running pulls, and how many want each.
     pub(crate) leased: HashMap<Digest, usize>,
-    pub(crate) pulls: HashMap<PullKey, Joined>,
+    pub(crate) pulls: HashMap<PullKey, (Joined, Progress)>,
 }
 
 /// One layer is fetched by one pull at a time.
@@ -175,50 +177,6 @@ impl Inner {
         turn.lock_owned().await
     }
 
-    /// Takes away what nobody keeps. The answer is to be dropped where blocking is allowed and nobody waits.
-    pub(crate) fn sweep(&self) -> Vec<Scratch> {
-        let mut trash = Vec::new();
-        let mut state = self.state();
-        let kept = state.kept_layers();
-        let spare = self.settings.spare_layers;
-        let gone: Vec<Digest> = state
-            .layers
-            .iter()
-            .filter(|(id, layer)| {
-                !kept.contains(*id) && (layer.unpublished.is_none() || layer.since.elapsed() >= spare)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in gone {
-            let Some(layer) = state.layers.remove(&id) else { continue };
-            match layer.unpublished {
-                Some(scratch) => trash.push(scratch),
-                None => trash.extend(self.throw_away(&self.layout.layer(&id))),
-            }
-        }
-        let documents = state.kept_documents();
-        drop(state);
-        for folder in ["manifests/sha256", "configs/sha256", "manifests/sha512", "configs/sha512"] {
-            trash.extend(self.sweep_folder(folder, &documents));
-        }
-        trash.extend(self.sweep_folder("skeletons", &documents));
-        trash
-    }
-
-    fn throw_away(&self, path: &std::path::Path) -> Option<Scratch> {
-        let thrown = self.layout.discard(path);
-        thrown.inspect_err(|e| tracing::warn!("sweep {}: {e}", path.display())).ok()
-    }
-
-    /// Takes away the entries of a folder whose name is not among those to keep.
-    fn sweep_folder(&self, folder: &str, keep: &BTreeSet<String>) -> Vec<Scratch> {
-        let entries = std::fs::read_dir(self.layout.folder(folder)).into_iter().flatten().flatten();
-        entries
-            .filter(|entry| !keep.contains(entry.file_name().to_string_lossy().trim_start_matches("sha512-")))
-            .filter_map(|entry| self.throw_away(&entry.path()))
-            .collect()
-    }
-
     /// The image of a record, with the configuration that lies on disk.
     pub(crate) fn load(&self, record: &ImageRecord) -> Result<Image> {
         load(&self.layout, &self.settings, record)
@@ -283,12 +241,12 @@ impl State {
         self.images.values().map(|image| &image.record).chain(held)
     }
 
-    fn kept_layers(&self) -> HashSet<Digest> {
+    pub(crate) fn kept_layers(&self) -> HashSet<Digest> {
         self.records().flat_map(|record| &record.diff_ids).chain(self.leased.keys()).cloned().collect()
     }
 
     /// Hex digits of the documents that are kept.
-    fn kept_documents(&self) -> BTreeSet<String> {
+    pub(crate) fn kept_documents(&self) -> BTreeSet<String> {
         let of = |record: &ImageRecord| {
             let all = record.manifests.iter().chain(std::iter::once(&record.id));
             all.map(|digest| digest.hex().to_owned()).collect::<Vec<_>>()
@@ -359,6 +317,14 @@ impl Store {
         pull::join(&self.inner, reference, auth).await
     }
 
+    /// What a running pull of the reference does, in words.
+    pub fn pulling(&self, reference: &str) -> Option<String> {
+        let reference = Reference::parse(reference).ok()?.to_string();
+        let state = self.inner.state();
+        let running = state.pulls.iter().find(|((name, _), _)| *name == reference);
+        running.map(|(_, (_, progress))| progress.text())
+    }
+
     /// All images, by id.
     pub fn list(&self) -> Vec<Arc<Image>> {
         self.inner.state().images.values().map(|image| Arc::clone(&image.image)).collect()
@@ -404,24 +370,6 @@ impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(sweeper) = self.sweeper.lock().unwrap_or_else(PoisonError::into_inner).take() {
             sweeper.abort();
-        }
-    }
-}
-
-/// Removes trash without anybody waiting for it.
-pub(crate) fn drop_elsewhere(trash: Vec<Scratch>) {
-    if !trash.is_empty() {
-        spawn_blocking(move || drop(trash));
-    }
-}
-
-/// Sweeps what failed pulls left, until the store is gone.
-async fn sweep_from_time_to_time(store: Weak<Inner>, spare: Duration) {
-    loop {
-        tokio::time::sleep(spare.clamp(Duration::from_millis(100), Duration::from_secs(60))).await;
-        let Some(inner) = store.upgrade() else { return };
-        if let Ok(trash) = inner.on_disk(|inner| Ok(inner.sweep())).await {
-            drop_elsewhere(trash);
         }
     }
 }
