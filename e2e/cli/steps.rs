@@ -7,16 +7,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::commands;
 use crate::crictl::Crictl;
 
-const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+/// The image that most containers are of.
+pub(crate) const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 const NGINX: &str = "registry.k8s.io/e2e-test-images/nginx:1.14-2";
 
 /// A step: what it shows, and how.
 pub(crate) type Step = (&'static str, fn(&mut Crictl) -> Result<()>);
 
 /// All steps.
-pub(crate) const ALL: [Step; 18] = [
+pub(crate) const ALL: [Step; 22] = [
     ("version and status are told", version_and_status),
     ("an image is pulled, listed and inspected", image_is_pulled),
     ("an image that does not exist is named in the error", missing_image_is_named),
@@ -26,6 +28,10 @@ pub(crate) const ALL: [Step; 18] = [
     ("exec runs a command and returns its code", exec),
     ("an exec that takes too long is ended", exec_timeout),
     ("environment, hostname and resolv.conf arrive", environment),
+    ("pods, containers and images are shown in tables", commands::tables),
+    ("verbose information has the usual keys", commands::verbose),
+    ("run makes pod and container at once", commands::run),
+    ("a checkpoint is refused by name", commands::checkpoint),
     ("limits are in the cgroup, and change by update", limits),
     ("stats of container and pod", stats),
     ("a server answers on the pod's address", server_answers),
