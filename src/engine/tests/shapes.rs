@@ -52,7 +52,7 @@ async fn limits_change_all_or_none_and_not_below_what_is_in_use() {
     let runtime = tokio::runtime::Handle::current();
     eventually("it uses its memory", || {
         let usage = || runtime.block_on(engine.container_usage(id.as_str())).unwrap();
-        tokio::task::block_in_place(usage).memory_working_set > 38_000_000
+        tokio::task::block_in_place(usage).1.cgroup.is_some_and(|used| used.working_set() > 38_000_000)
     })
     .await;
     let error = update(limits(8 << 20)).await.unwrap_err();
