@@ -26,7 +26,9 @@ pub mod proto;
 mod render;
 mod runtime_service;
 mod serve;
+mod sessions;
 mod status;
 mod streams;
 
 pub use serve::{Info, serve};
+pub use sessions::Sessions;

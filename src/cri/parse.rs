@@ -13,6 +13,7 @@ mod mount;
 pub(crate) mod pod;
 pub(crate) mod resources;
 pub(crate) mod security;
+pub(crate) mod sessions;
 pub(crate) mod signal;
 
 use std::fmt::Display;

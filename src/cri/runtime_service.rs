@@ -12,18 +12,19 @@ use crate::proto::runtime::v1::runtime_service_server::RuntimeService;
 use crate::proto::runtime::v1::*;
 use crate::status::later;
 use crate::streams::{self, Items, Told, stream};
-use crate::{Info, parse, render};
+use crate::{Info, parse, render, sessions};
 
 /// Answers for pods and containers.
 pub(crate) struct Runtime {
     pub(crate) engine: Engine,
+    streaming: streaming::Server,
     pub(crate) info: Arc<Info>,
 }
 
 impl Runtime {
-    /// Answers from the engine; `info` is what it says about itself.
-    pub(crate) fn new(engine: Engine, info: Info) -> Runtime {
-        Runtime { engine, info: Arc::new(info) }
+    /// Answers from the engine; `streaming` makes URLs, `info` is what it says about itself.
+    pub(crate) fn new(engine: Engine, streaming: streaming::Server, info: Info) -> Runtime {
+        Runtime { engine, streaming, info: Arc::new(info) }
     }
 }
 
@@ -253,6 +254,30 @@ impl RuntimeService for Runtime {
             .await
     }
 
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        let request = request.into_inner();
+        let url = read!("Exec", container = &request.container_id).answer(|| {
+            self.streaming.exec_url(sessions::exec(&self.engine, request)?).map_err(sessions::refused)
+        })?;
+        Ok(Response::new(ExecResponse { url }))
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        let request = request.into_inner();
+        let url = read!("Attach", container = &request.container_id).answer(|| {
+            self.streaming.attach_url(sessions::attach(&self.engine, request)?).map_err(sessions::refused)
+        })?;
+        Ok(Response::new(AttachResponse { url }))
+    }
+
+    async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        let request = request.into_inner();
+        let url = read!("PortForward", sandbox = &request.pod_sandbox_id).answer(|| {
+            self.streaming.forward_url(sessions::forward(&self.engine, request)?).map_err(sessions::refused)
+        })?;
+        Ok(Response::new(PortForwardResponse { url }))
+    }
+
     async fn container_stats(
         &self,
         request: Request<ContainerStatsRequest>,
@@ -383,18 +408,6 @@ impl RuntimeService for Runtime {
     }
 
     // -------------------------------------------------------------------------------------------- later versions
-
-    async fn exec(&self, _: Request<ExecRequest>) -> Answer<ExecResponse> {
-        Err(later("Exec"))
-    }
-
-    async fn attach(&self, _: Request<AttachRequest>) -> Answer<AttachResponse> {
-        Err(later("Attach"))
-    }
-
-    async fn port_forward(&self, _: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        Err(later("PortForward"))
-    }
 
     async fn checkpoint_container(
         &self,

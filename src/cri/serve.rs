@@ -53,6 +53,8 @@ pub struct Info {
 
 /// Serve CRI v1 until `shutdown` resolves, then finish what runs.
 ///
+/// `streaming` makes the URLs of Exec, Attach and PortForward; it is served by the caller, with [`crate::Sessions`] behind it.
+///
 /// No connection is taken after `shutdown`; running calls get 10 s to answer. Operations that take longer go on in
 /// the engine (see [`Engine::drain`]) without their client.
 ///
@@ -61,10 +63,11 @@ pub struct Info {
 pub async fn serve(
     listener: UnixListener,
     engine: Engine,
+    streaming: streaming::Server,
     info: Info,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let routes = routes(engine, info);
+    let routes = routes(engine, streaming, info);
     let connections = GracefulShutdown::new();
     let calls = watch::Sender::new(());
     tokio::pin!(shutdown);
@@ -95,9 +98,9 @@ pub async fn serve(
     Ok(())
 }
 
-fn routes(engine: Engine, info: Info) -> Routes {
+fn routes(engine: Engine, streaming: streaming::Server, info: Info) -> Routes {
     let slow = info.slow_request;
-    let runtime = RuntimeServiceServer::new(Runtime::new(engine.clone(), info))
+    let runtime = RuntimeServiceServer::new(Runtime::new(engine.clone(), streaming, info))
         .max_decoding_message_size(LARGEST_REQUEST)
         .max_encoding_message_size(usize::MAX);
     let images = ImageServiceServer::new(Images::new(engine, slow))

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::config::{Config, Loaded, Log};
 use crate::instance::{self, Instance};
@@ -54,11 +55,16 @@ async fn serve(config: &Config, shown: String) -> anyhow::Result<()> {
         engine = build(config) => engine?,
         () = &mut stop => return Ok(()),
     };
+    let sessions = cri::Sessions::new(engine.clone());
+    let streaming = streaming::Server::bind(streaming::Settings::default(), sessions).await;
+    let streaming = streaming.context("serve exec, attach and port-forward")?;
+    let streams = Streams::serve(streaming.clone());
     let listener = instance::bind(&config.server)?;
     let listener = tokio::net::UnixListener::from_std(listener).context("socket")?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         socket = %config.server.socket.display(),
+        streaming = streaming.base(),
         pid = std::process::id(),
         "serving"
     );
@@ -69,16 +75,44 @@ async fn serve(config: &Config, shown: String) -> anyhow::Result<()> {
         config: shown,
         slow_request: config.server.slow_request,
     };
-    let served = cri::serve(listener, engine.clone(), info, async {
+    let served = cri::serve(listener, engine.clone(), streaming, info, async {
         stop.await;
         tell_service_manager("STOPPING=1");
     })
     .await;
     trimmer.abort();
+    streams.end().await;
     engine.drain().await;
     // Ours for certain: the locks say that nobody else serves for this run_dir.
     let _ = std::fs::remove_file(&config.server.socket);
     served.context("serve CRI")
+}
+
+/// The streaming server as it runs.
+struct Streams {
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Streams {
+    fn serve(server: streaming::Server) -> Streams {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            if let Err(error) = server.serve(stopped).await {
+                tracing::error!(%error, "exec, attach and port-forward are no longer served");
+            }
+        });
+        Streams { stop, task }
+    }
+
+    /// Clients are told; containers go on.
+    async fn end(self) {
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+    }
 }
 
 async fn build(config: &Config) -> anyhow::Result<engine::Engine> {

@@ -128,6 +128,15 @@ impl Typed {
     pub(crate) fn new(terminal: &Terminal) -> Typed {
         Typed { terminal: terminal.clone(), writer: terminal.writer(), ended: false }
     }
+
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true)
+            && let Some(end) = self.terminal.end_of_input(self.writer.in_line)
+        {
+            // a terminal that takes nothing now has input that nobody reads
+            let _ = nix::unistd::write(self.terminal.0.get_ref(), &end);
+        }
+    }
 }
 
 impl AsyncWrite for Typed {
@@ -139,24 +148,14 @@ impl AsyncWrite for Typed {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.ended
-            && let Some(end) = self.terminal.end_of_input(self.writer.in_line)
-        {
-            ready!(Pin::new(&mut self.writer).poll_write(cx, &end))?;
-        }
-        self.ended = true;
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.end();
         Poll::Ready(Ok(()))
     }
 }
 
 impl Drop for Typed {
     fn drop(&mut self) {
-        if !self.ended
-            && let Some(end) = self.terminal.end_of_input(self.writer.in_line)
-        {
-            // a terminal that takes nothing now has input that nobody reads
-            let _ = nix::unistd::write(self.terminal.0.get_ref(), &end);
-        }
+        self.end();
     }
 }

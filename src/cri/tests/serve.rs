@@ -57,6 +57,8 @@ async fn node() -> Node {
     let (stop, stopped) = oneshot::channel();
     let info = cri::Info { version: "1.2.3".into(), slow_request: LONG, config: "{}".into() };
     let served = engine.clone();
+    let sessions = cri::Sessions::new(engine.clone());
+    let streaming = streaming::Server::bind(Default::default(), sessions).await.expect("a port");
     let server = tokio::spawn(async move {
         let shutdown = async {
             if stopped.await.is_err() {
@@ -64,7 +66,7 @@ async fn node() -> Node {
                 pending::<()>().await;
             }
         };
-        cri::serve(listener, served, info, shutdown).await.expect("serve");
+        cri::serve(listener, served, streaming, info, shutdown).await.expect("serve");
     });
     let channel = cri::client::connect(&socket).await.expect("connect");
     let runtime = RuntimeServiceClient::new(channel.clone());
@@ -163,6 +165,13 @@ async fn what_is_unknown_is_not_found_and_its_removal_is_fine() {
     assert_eq!(refusal(node.runtime.start_container(start).await).0, Code::NotFound);
     let exec = ExecSyncRequest { container_id: id(), cmd: vec!["true".into()], timeout: 1 };
     assert_eq!(refusal(node.runtime.exec_sync(exec).await).0, Code::NotFound);
+    let exec =
+        ExecRequest { container_id: id(), cmd: vec!["true".into()], stdout: true, ..Default::default() };
+    assert_eq!(refusal(node.runtime.exec(exec).await).0, Code::NotFound);
+    let attach = AttachRequest { container_id: id(), stdout: true, ..Default::default() };
+    assert_eq!(refusal(node.runtime.attach(attach).await).0, Code::NotFound);
+    let forward = PortForwardRequest { pod_sandbox_id: id(), port: vec![80] };
+    assert_eq!(refusal(node.runtime.port_forward(forward).await).0, Code::NotFound);
 
     let fine = "an unknown id is fine";
     node.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id() }).await.expect(fine);
@@ -187,6 +196,9 @@ async fn an_empty_id_is_nobodys_prefix() {
     assert_eq!(refusal(node.runtime.container_status(ContainerStatusRequest::default()).await), container);
     assert_eq!(refusal(node.runtime.container_stats(ContainerStatsRequest::default()).await), container);
     assert_eq!(refusal(node.runtime.exec_sync(ExecSyncRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.exec(ExecRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.attach(AttachRequest::default()).await), container);
+    assert_eq!(refusal(node.runtime.port_forward(PortForwardRequest::default()).await), pod);
     assert_eq!(
         refusal(node.runtime.reopen_container_log(ReopenContainerLogRequest::default()).await),
         container
@@ -200,9 +212,6 @@ async fn what_comes_later_is_refused_by_name() {
     let mut node = node().await;
     let r = &mut node.runtime;
     for (rpc, got) in [
-        ("Exec", refusal(r.exec(ExecRequest::default()).await)),
-        ("Attach", refusal(r.attach(AttachRequest::default()).await)),
-        ("PortForward", refusal(r.port_forward(PortForwardRequest::default()).await)),
         ("CheckpointContainer", refusal(r.checkpoint_container(CheckpointContainerRequest::default()).await)),
         ("CheckpointPod", refusal(r.checkpoint_pod(CheckpointPodRequest::default()).await)),
         ("RestorePod", refusal(r.restore_pod(RestorePodRequest::default()).await)),
