@@ -54,6 +54,12 @@ impl Proc {
         Ok(fchmodat(&self.0, path.as_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?)
     }
 
+    /// A namespace of this process, by its name in /proc.
+    pub(crate) fn open_namespace(&self, name: &str) -> io::Result<OwnedFd> {
+        let path = format!("self/ns/{name}");
+        Ok(openat(&self.0, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
     /// This process's pid as the node sees it.
     pub(crate) fn own_pid(&self) -> io::Result<i32> {
         let name = nix::fcntl::readlinkat(&self.0, "self")?;
@@ -61,17 +67,34 @@ impl Proc {
     }
 }
 
+/// What becomes of a sysctl that this process may not set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// It is an error.
+    Told,
+    /// Somebody else will try. The kernel lets some be set only by the root of the user namespace that owns theirs, older
+    /// kernels only by the node's root.
+    Left,
+}
+
 /// Set the sysctls of this process's namespaces; the config check has let only namespaced ones through. Names are
-/// dotted, or slashed when a part has a dot in it.
+/// dotted, or slashed when a part has a dot in it. Comes back with the names of those that are left.
 pub(crate) fn set_sysctls<'a>(
     proc: &Proc,
     sysctls: impl Iterator<Item = (&'a String, &'a String)>,
-) -> Result<()> {
+    refused: Refused,
+) -> Result<Vec<String>> {
+    let mut left = Vec::new();
     for (name, value) in sysctls {
         let path = if name.contains('/') { name.clone() } else { name.replace('.', "/") };
-        proc.write(&format!("sys/{path}"), value).step("set sysctl", format!("{name}={value}"))?;
+        match proc.write(&format!("sys/{path}"), value) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && refused == Refused::Left => {
+                left.push(name.clone());
+            }
+            other => other.step("set sysctl", format!("{name}={value}"))?,
+        }
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Set the OOM score; one that needs a right which this host lacks is set as low as it can be, and said.

@@ -3,6 +3,7 @@
 //! ```text
 //! builder → init     CgroupMade, Continue                 (init waits for them at fixed places)
 //! init → builder     MountsMade, Ready{…} + console, Failed(error); end of file: the exec has succeeded, or it died
+//! in a user namespace (module `apart`) also Born and RootMade to the builder, EnterRoot to init
 //! builder → caller   Made{…} + pidfd (+ console) | NotMade{…}            exactly one
 //! exec'd → caller    Ready{…} + console, Failed(error), end of file
 //! ```
@@ -28,6 +29,11 @@ pub(crate) enum FromInit {
     Ready { warnings: Vec<String> },
     /// A step failed; it exits.
     Failed(Error),
+    /// From the opener of a user namespace: init is there, its pidfd goes with it.
+    Born { pid: i32 },
+    /// From the mounter: the root is in the mount namespace that goes with it, and the console's two sides. These sysctls are
+    /// for init to set.
+    RootMade { sysctls_left: Vec<String> },
 }
 
 /// To the new process.
@@ -37,6 +43,8 @@ pub(crate) enum ToInit {
     CgroupMade,
     /// The hooks of the node's side have run.
     Continue,
+    /// What the mounter has made, handed on.
+    EnterRoot { sysctls_left: Vec<String> },
 }
 
 /// To the caller of `create`.

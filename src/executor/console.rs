@@ -23,15 +23,15 @@ pub(crate) struct Console {
     pub(crate) terminal: OwnedFd,
 }
 
-/// Make a terminal from a devpts that is known to be one.
-pub(crate) fn open(devpts: BorrowedFd<'_>, process: &Process) -> Result<Console> {
+/// Make a terminal from a devpts that is known to be one, for a user.
+pub(crate) fn open(devpts: BorrowedFd<'_>, process: &Process, owner: u32) -> Result<Console> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
     let master = nix::fcntl::openat(devpts, "ptmx", flags, Mode::empty()).step("open", "/dev/pts/ptmx")?;
-    new(master, process)
+    new(master, process, owner)
 }
 
-/// Make a terminal from the devpts at /dev/pts of this root; anything else there is refused.
-pub(crate) fn open_in_root(root: BorrowedFd<'_>, process: &Process) -> Result<Console> {
+/// Make a terminal from the devpts at /dev/pts of this root, for a user; anything else there is refused.
+pub(crate) fn open_in_root(root: BorrowedFd<'_>, process: &Process, owner: u32) -> Result<Console> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NOFOLLOW;
     let found = inside::find(root, Path::new("/dev/pts")).step("find", "/dev/pts")?;
     if !is_on(found.as_fd(), DEVPTS) {
@@ -39,10 +39,10 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, process: &Process) -> Result<Co
     }
     let master = nix::fcntl::openat(&found, "ptmx", flags | OFlag::O_CLOEXEC, Mode::empty())
         .step("open", "/dev/pts/ptmx")?;
-    new(master, process)
+    new(master, process, owner)
 }
 
-fn new(master: OwnedFd, process: &Process) -> Result<Console> {
+fn new(master: OwnedFd, process: &Process, owner: u32) -> Result<Console> {
     let stat = fstat(&master).step("look at", "/dev/pts/ptmx")?;
     if (major(stat.st_rdev), minor(stat.st_rdev)) != (5, 2) {
         return Err(Error::invalid("make a terminal", "/dev/pts/ptmx", "is not the terminal multiplexer"));
@@ -53,9 +53,8 @@ fn new(master: OwnedFd, process: &Process) -> Result<Console> {
         tty::set_size(terminal.as_fd(), cut(size.height()), cut(size.width()))
             .step("set the terminal's size", "")?;
     }
-    let user = process.user();
     // its group stays what devpts gave it (tty)
-    fchown(&terminal, Some(Uid::from_raw(user.uid())), None::<Gid>).step("own the terminal", user.uid())?;
+    fchown(&terminal, Some(Uid::from_raw(owner)), None::<Gid>).step("own the terminal", owner)?;
     Ok(Console { master, terminal })
 }
 

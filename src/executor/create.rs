@@ -14,16 +14,18 @@
 //! Made → caller
 //! ```
 //!
-//! When anything fails init is killed, the cgroup is removed, and the caller gets the first error.
+//! A container in a user namespace comes about in another way, see `apart`. When anything fails init is killed, the cgroup is removed, and the caller gets the first error.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci::IdMaps;
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 use sys::cgroup::{Cgroup, Layout, Version};
 use sys::process::{Clone, Side, clone3, exit_now};
 
@@ -33,7 +35,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::hooks::{self, State};
 use crate::init::{self, Plan, has_node_hooks, namespace_name};
 use crate::process::Pending;
-use crate::{Create, credentials, load, mounts, resources, seccomp};
+use crate::{Create, apart, credentials, id_maps, load, mounts, resources, seccomp};
 
 /// Make a container. Forks, and returns at once; [`Pending::complete`] tells the outcome.
 pub fn create(create: Create<'_>) -> Result<Pending> {
@@ -89,7 +91,7 @@ struct Made {
 #[derive(Debug)]
 struct Init {
     pid: i32,
-    pidfd: std::rc::Rc<OwnedFd>,
+    pidfd: Rc<OwnedFd>,
     cgroup: Cgroup,
 }
 
@@ -131,12 +133,17 @@ fn build(create: Create<'_>, made: &mut Option<Made>) -> Result<Built> {
     }
     let (ours, theirs) = Channel::pair()?;
     let directory = cgroup.unified_directory().step("open cgroup", cgroup.path())?;
-    let how = Clone { namespaces: plan.new, as_sibling: true, cgroup: directory.as_ref().map(AsFd::as_fd) };
-    let init = match clone3(how).step("make a process", "init")? {
+    // What a container in a user namespace has is made inside of that, by a process that ends then.
+    let namespaces = if plan.user.is_some() { 0 } else { plan.new };
+    let how = Clone { namespaces, as_sibling: true, cgroup: directory.as_ref().map(AsFd::as_fd) };
+    let mut init = match clone3(how).step("make a process", "init")? {
         Side::Child => {
             drop(ours);
             exit_now(contained(|| {
-                let error = init::run(&mut plan, &theirs);
+                let error = match plan.user {
+                    Some(_) => apart::open_and_bear(&mut plan, &theirs),
+                    None => init::run(&mut plan, &theirs),
+                };
                 let _ = theirs.send(&FromInit::Failed(error), &[]);
                 exit_now(1);
             }))
@@ -151,8 +158,24 @@ fn build(create: Create<'_>, made: &mut Option<Made>) -> Result<Built> {
     }
     // An init that has failed already says why itself.
     let _ = ours.send(&ToInit::CgroupMade, &[]);
+    if plan.user.is_some() {
+        (init.pid, init.pidfd) = born(&ours)?;
+        undoing.init = Some(init.clone());
+        apart::own_pipes(&plan, &apart::owners_of(init.pid)?)?;
+        let hooks = || run_node_hooks(&plan, init.pid);
+        apart::make_root(&plan, (init.pid, init.pidfd.as_fd()), &ours, hooks)?;
+    }
     let (console, warnings) = follow(&plan, &init, &ours)?;
     Ok((init, console, warnings))
+}
+
+/// Hear from the opener of a user namespace of the init that it has made.
+fn born(opener: &Channel) -> Result<(i32, Rc<OwnedFd>)> {
+    match opener.receive::<FromInit>().step("hear from the opener", "")? {
+        Some((FromInit::Born { pid }, mut fds)) if fds.len() == 1 => Ok((pid, fds.remove(0).into())),
+        Some((FromInit::Failed(error), _)) => Err(error),
+        _ => Err(Error::new(Kind::Internal, "hear from the opener", "", "it was killed")),
+    }
 }
 
 /// Answer init's messages until it waits at its gate or its program runs.
@@ -172,6 +195,8 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
                 }
             }
             Some((FromInit::Failed(error), _)) => return Err(error),
+            // only others say these
+            Some((FromInit::Born { .. } | FromInit::RootMade { .. }, _)) => {}
             None => break,
         }
     }
@@ -221,13 +246,17 @@ fn plan(create: Create<'_>) -> Result<Plan> {
         .and_then(|l| l.seccomp().as_ref())
         .map(|p| seccomp::load(p, create.seccomp_cache))
         .transpose()?;
-    let (sets, warnings) =
-        credentials::sets(spec.process().as_ref().and_then(|p| p.capabilities().as_ref()))?;
-    let namespaces = namespaces(&spec)?;
+    let user = user_namespace(&spec)?;
+    let id_maps = id_maps::namespaces(&entries, user.as_ref())?;
+    let wanted = spec.process().as_ref().and_then(|p| p.capabilities().as_ref());
+    let (sets, warnings) = credentials::sets(wanted, user.is_some())?;
+    let namespaces = namespaces(&spec, user.is_some())?;
     Ok(Plan {
         id: create.id.to_owned(),
         cgroup: Cgroup::new(cgroup_path(&spec, create.id)),
         entries,
+        id_maps,
+        user,
         new: namespaces.new & !libc::CLONE_NEWCGROUP,
         new_cgroup_namespace: namespaces.new & libc::CLONE_NEWCGROUP != 0,
         join: namespaces.join,
@@ -255,21 +284,50 @@ struct Namespaces {
     join: Vec<(OwnedFd, i32)>,
 }
 
-/// Open the namespaces that are joined. A PID namespace is entered here, so that the next clone is born in it.
-fn namespaces(spec: &Spec) -> Result<Namespaces> {
+fn listed(spec: &Spec) -> impl Iterator<Item = &LinuxNamespace> {
+    spec.linux().as_ref().and_then(|l| l.namespaces().as_ref()).into_iter().flatten()
+}
+
+fn path_of(namespace: &LinuxNamespace) -> Option<&PathBuf> {
+    namespace.path().as_ref().filter(|p| !p.as_os_str().is_empty())
+}
+
+fn open(path: &Path, flag: i32) -> Result<fs::File> {
+    fs::File::open(path).map_err(|e| {
+        let step = format!("open {} namespace", namespace_name(flag));
+        Error::invalid(&step, path.display(), crate::errno_text(&e))
+    })
+}
+
+/// The user namespace of the container, made or opened; `None`: it is in this process's.
+fn user_namespace(spec: &Spec) -> Result<Option<OwnedFd>> {
+    let Some(namespace) = listed(spec).find(|n| n.typ() == LinuxNamespaceType::User) else { return Ok(None) };
+    let Some(path) = path_of(namespace) else {
+        let linux = spec.linux().as_ref();
+        let list = |list: Option<&Option<Vec<LinuxIdMapping>>>| list.cloned().flatten().unwrap_or_default();
+        let uids = list(linux.map(|l| l.uid_mappings()));
+        let gids = list(linux.map(|l| l.gid_mappings()));
+        return id_maps::make(&IdMaps::from_spec(&uids, &gids)).map(Some);
+    };
+    let joined = open(path, libc::CLONE_NEWUSER)?.into();
+    if apart::is_own(&joined) {
+        return Err(Error::invalid("enter user namespace", path.display(), "it is the runtime's own"));
+    }
+    Ok(Some(joined))
+}
+
+/// Open the namespaces that are joined. A PID namespace is entered here, so that the next clone is born in it; not when
+/// there is a user namespace, whose opener enters it.
+fn namespaces(spec: &Spec, apart: bool) -> Result<Namespaces> {
     let mut found = Namespaces { new: 0, join: Vec::new() };
-    let list = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
-    for namespace in list.into_iter().flatten() {
+    for namespace in listed(spec).filter(|n| n.typ() != LinuxNamespaceType::User) {
         let flag = flag(namespace.typ())?;
-        let Some(path) = namespace.path().as_ref().filter(|p| !p.as_os_str().is_empty()) else {
+        let Some(path) = path_of(namespace) else {
             found.new |= flag;
             continue;
         };
-        let file = fs::File::open(path).map_err(|e| {
-            let step = format!("open {} namespace", namespace_name(flag));
-            Error::invalid(&step, path.display(), crate::errno_text(&e))
-        })?;
-        if flag == libc::CLONE_NEWPID {
+        let file = open(path, flag)?;
+        if flag == libc::CLONE_NEWPID && !apart {
             sys::namespace::enter(file.as_fd(), flag).step("enter pid namespace", path.display())?;
         } else {
             found.join.push((file.into(), flag));
@@ -286,7 +344,8 @@ fn flag(kind: LinuxNamespaceType) -> Result<i32> {
         LinuxNamespaceType::Ipc => libc::CLONE_NEWIPC,
         LinuxNamespaceType::Pid => libc::CLONE_NEWPID,
         LinuxNamespaceType::Network => libc::CLONE_NEWNET,
-        LinuxNamespaceType::User | LinuxNamespaceType::Time => {
+        LinuxNamespaceType::User => libc::CLONE_NEWUSER,
+        LinuxNamespaceType::Time => {
             return Err(Error::unsupported(
                 "make namespace",
                 kind,

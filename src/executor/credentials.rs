@@ -27,8 +27,11 @@ pub(crate) struct Sets {
 }
 
 /// What a config asks for without what this host's bounding set lacks, and that in words. A process without
-/// `capabilities` gets none.
-pub(crate) fn sets(wanted: Option<&LinuxCapabilities>) -> Result<(Sets, Vec<String>)> {
+/// `capabilities` gets none. In a user namespace that is entered there is every capability that the kernel knows.
+pub(crate) fn sets(
+    wanted: Option<&LinuxCapabilities>,
+    in_user_namespace: bool,
+) -> Result<(Sets, Vec<String>)> {
     let Some(wanted) = wanted else { return Ok((Sets::default(), Vec::new())) };
     let permitted: Vec<_> = wanted.permitted().iter().flatten().collect();
     if let Some(cap) = wanted.effective().iter().flatten().find(|cap| !permitted.contains(cap)) {
@@ -43,8 +46,8 @@ pub(crate) fn sets(wanted: Option<&LinuxCapabilities>) -> Result<(Sets, Vec<Stri
             let name = oci::seccomp::canonical_capability(&capability.to_string());
             let cap: Cap = name.parse().map_err(|_| Error::invalid("set capabilities", &name, "unknown"))?;
             // an error means that this kernel does not know it
-            if *has.entry(cap).or_insert_with(|| caps::has_cap(None, CapSet::Bounding, cap).unwrap_or(false))
-            {
+            let look = || caps::has_cap(None, CapSet::Bounding, cap).map(|has| has || in_user_namespace);
+            if *has.entry(cap).or_insert_with(|| look().unwrap_or(false)) {
                 found.insert(cap);
             } else {
                 lacking.insert(name);

@@ -26,6 +26,17 @@ pub(crate) struct Node {
     mode: u32,
     uid: u32,
     gid: u32,
+    /// Its owner is set even where it is the default one.
+    owned: bool,
+}
+
+impl Node {
+    /// Keep it the node's own, whoever makes it: the root of a user namespace must not own a device that it may only use
+    /// as far as its owner lets it.
+    pub(crate) fn owned_by_node(mut self) -> Node {
+        self.owned = true;
+        self
+    }
 }
 
 /// What every container has (runtime-spec, config-linux.md, "Default Devices").
@@ -44,7 +55,16 @@ pub(crate) fn nodes(devices: &[LinuxDevice]) -> Vec<Node> {
     for (path, major, minor) in DEFAULTS {
         if !nodes.iter().any(|n| n.path == Path::new(path)) {
             let path = PathBuf::from(path);
-            nodes.push(Node { path, kind: SFlag::S_IFCHR, major, minor, mode: 0o666, uid: 0, gid: 0 });
+            nodes.push(Node {
+                path,
+                kind: SFlag::S_IFCHR,
+                major,
+                minor,
+                mode: 0o666,
+                uid: 0,
+                gid: 0,
+                owned: false,
+            });
         }
     }
     nodes
@@ -64,6 +84,7 @@ fn node(device: &LinuxDevice) -> Node {
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
+        owned: false,
     }
 }
 
@@ -92,7 +113,7 @@ fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node, proc: &Proc) -> io
     if stat.st_mode & SFlag::S_IFMT.bits() != node.kind.bits() || stat.st_rdev != number {
         return Err(Errno::EEXIST.into());
     }
-    if (node.uid, node.gid) != (0, 0) {
+    if node.owned || (node.uid, node.gid) != (0, 0) {
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
         fchownat(&made, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
     }

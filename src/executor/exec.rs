@@ -8,7 +8,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use sys::process::{Clone, Side, clone3, exit_now};
 
 use crate::attributes::Proc;
@@ -18,9 +18,9 @@ use crate::create::contained;
 use crate::error::{Context, Error, Kind, Result};
 use crate::launch::{self, Launch};
 use crate::process::Pending;
-use crate::{Command, Exec, credentials, load, seccomp};
+use crate::{Command, Exec, apart, credentials, load, seccomp};
 
-/// All namespaces of a container but the PID namespace, which is entered by birth.
+/// All namespaces of a container but the PID namespace, which is entered by birth, and the user namespace.
 const NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
 
@@ -98,18 +98,19 @@ fn run(exec: &Exec<'_>, channel: &Channel) -> Result<std::convert::Infallible> {
     let proc = Proc::open()?;
     let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
     let filter = profile.map(|p| seccomp::load(p, exec.seccomp_cache)).transpose()?;
-    let (sets, mut warnings) = credentials::sets(process.capabilities().as_ref())?;
+    let limited = has_user_namespace(&spec);
+    let (sets, mut warnings) = credentials::sets(process.capabilities().as_ref(), limited)?;
     exec.cgroup.enter_v1().step("enter cgroup", exec.cgroup.path())?;
-    sys::namespace::enter(exec.init, NAMESPACES).step("enter the namespaces of", exec.id)?;
+    enter_namespaces(exec, &process, &proc, limited.then_some(&mut warnings))?;
     let console = if process.terminal().unwrap_or(false) {
         let root =
             sys::path::open_directory(Path::new("/")).map_err(std::io::Error::from).step("open", "/")?;
-        Some(console::open_in_root(root.as_fd(), &process)?)
+        Some(console::open_in_root(root.as_fd(), &process, process.user().uid())?)
     } else {
         None
     };
     let (process, filter, preserve_fds) = (&process, filter.as_ref(), exec.preserve_fds);
-    let launch = Launch { process, proc: &proc, sets: &sets, filter, preserve_fds };
+    let launch = Launch { process, proc: &proc, sets: &sets, filter, preserve_fds, limited };
     let command = launch.prepare(&exec.stdio, console.as_ref(), &mut warnings)?;
     let fds: Vec<BorrowedFd<'_>> = console.iter().map(|c| c.master.as_fd()).collect();
     channel.send(&FromInit::Ready { warnings }, &fds).step("report", "ready")?;
@@ -123,6 +124,29 @@ fn with_terminal_type(mut env: Vec<String>) -> Vec<String> {
         env.push("TERM=xterm".to_owned());
     }
     env
+}
+
+/// Enter them all at once. With a user namespace, whose `warnings` are given, what needs rights on the node comes before.
+fn enter_namespaces(
+    exec: &Exec<'_>,
+    process: &Process,
+    proc: &Proc,
+    warnings: Option<&mut Vec<String>>,
+) -> Result<()> {
+    let Some(warnings) = warnings else {
+        return sys::namespace::enter(exec.init, NAMESPACES).step("enter the namespaces of", exec.id);
+    };
+    let init = sys::process::pid_of(exec.init).step("find init of", exec.id)?;
+    warnings.extend(apart::before_entering(process, proc, init, &exec.stdio)?);
+    sys::namespace::enter(exec.init, NAMESPACES | libc::CLONE_NEWUSER)
+        .step("enter the namespaces of", exec.id)?;
+    sys::user_namespace::become_root().step("become root of", "the user namespace")
+}
+
+/// Whether the container is in a user namespace.
+fn has_user_namespace(spec: &Spec) -> bool {
+    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    namespaces.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User)
 }
 
 /// What is run: the bundle's process with another command line, or a process of its own.

@@ -11,13 +11,15 @@ use oci_spec::runtime::{Hook, Hooks, Linux, Process, Spec};
 use sys::cgroup::Cgroup;
 use sys::mount::{self, Propagation};
 
-use crate::attributes::{self, Proc};
+use crate::apart;
+use crate::attributes::{self, Proc, Refused};
 use crate::channel::{Channel, FromInit, ToInit};
 use crate::console::{self, Console};
 use crate::credentials::Sets;
 use crate::devices;
 use crate::error::{Context, Error, Kind, Result};
 use crate::hooks::{self, State};
+use crate::id_maps::Owners;
 use crate::inside::{self, Make};
 use crate::launch::{self, Launch};
 use crate::masks;
@@ -33,6 +35,10 @@ pub(crate) struct Plan {
     pub(crate) bundle: PathBuf,
     pub(crate) spec: Spec,
     pub(crate) entries: Vec<Entry>,
+    /// For each entry the user namespace that its files are mapped by.
+    pub(crate) id_maps: Vec<Option<OwnedFd>>,
+    /// The user namespace that the container is in; `None`: this process's.
+    pub(crate) user: Option<OwnedFd>,
     /// Namespaces that the clone makes (`CLONE_NEW*`).
     pub(crate) new: i32,
     /// Namespaces to enter, with their flag; no PID namespace (that is entered by birth).
@@ -62,6 +68,11 @@ impl Plan {
         self.spec.linux().as_ref().ok_or_else(|| Error::invalid("check config.json", "linux", "is missing"))
     }
 
+    /// The sysctls of the config.
+    pub(crate) fn sysctls(&self) -> Result<impl Iterator<Item = (&String, &String)>> {
+        Ok(self.linux()?.sysctl().iter().flatten())
+    }
+
     fn hooks(&self, list: fn(&Hooks) -> &Option<Vec<Hook>>) -> Option<&Vec<Hook>> {
         self.spec.hooks().as_ref().and_then(|h| list(h).as_ref())
     }
@@ -70,7 +81,7 @@ impl Plan {
 /// Run as the container's init; returns only when a step has failed, with the connection that wants to know.
 pub(crate) fn run(plan: &mut Plan, channel: &Channel) -> Error {
     let mut warnings = std::mem::take(&mut plan.warnings);
-    let init = Init { plan, channel };
+    let init = Init { plan, channel, owners: Owners::default(), pid: None };
     match init.become_program(&mut warnings) {
         Ok(never) => match never {},
         Err(error) => error,
@@ -80,24 +91,51 @@ pub(crate) fn run(plan: &mut Plan, channel: &Channel) -> Error {
 struct Init<'a> {
     plan: &'a Plan,
     channel: &'a Channel,
+    /// Who the root belongs to.
+    owners: Owners,
+    /// The container's init, when that is another process.
+    pid: Option<i32>,
+}
+
+/// What comes of making the root.
+#[derive(Debug)]
+pub(crate) struct Rooted {
+    pub(crate) console: Option<Console>,
+    /// That of the root, and whether it goes to the mounts below.
+    pub(crate) propagation: Option<(Propagation, bool)>,
+    /// Sysctls that could not be set yet; `None`: none was tried.
+    pub(crate) sysctls_left: Option<Vec<String>>,
+}
+
+/// Make the root of another process and enter it: the mounter of a container in a user namespace (module `apart`).
+pub(crate) fn build_root(plan: &Plan, channel: &Channel, owners: Owners, pid: Option<i32>) -> Result<Rooted> {
+    Init { plan, channel, owners, pid }.build_root()
+}
+
+/// Wait for a message of the builder.
+pub(crate) fn wait_for(channel: &Channel, expected: fn(&ToInit) -> bool) -> Result<(ToInit, Vec<OwnedFd>)> {
+    match channel.receive::<ToInit>().step("wait for the builder", "")? {
+        Some((message, fds)) if expected(&message) => Ok((message, fds)),
+        _ => Err(Error::new(Kind::Internal, "wait for the builder", "", "it has ended")),
+    }
 }
 
 impl Init<'_> {
     fn become_program(&self, warnings: &mut Vec<String>) -> Result<std::convert::Infallible> {
         let (plan, process) = (self.plan, self.plan.process()?);
         launch::detach()?;
-        self.join_namespaces()?;
-        self.name_host()?;
-        let copies = root::copy_sources(&plan.entries)?;
-        let mut root = self.make_root()?;
-        self.make_mounts(&mut root, copies)?;
-        let console = self.make_devices(&root)?;
-        self.restrict_paths(&mut root)?;
-        self.run_hooks()?;
-        self.enter_root(&root)?;
-        attributes::set_sysctls(&plan.proc, plan.linux()?.sysctl().iter().flatten())?;
-        let (sets, filter) = (&plan.sets, plan.filter.as_ref());
-        let launch = Launch { process, proc: &plan.proc, sets, filter, preserve_fds: plan.preserve_fds };
+        let rooted = match &plan.user {
+            Some(_) => apart::enter_root(self.channel)?,
+            None => {
+                self.join_namespaces()?;
+                self.build_root()?
+            }
+        };
+        let left = |name: &String| rooted.sysctls_left.as_ref().is_none_or(|left| left.contains(name));
+        attributes::set_sysctls(&plan.proc, plan.sysctls()?.filter(|(name, _)| left(name)), Refused::Told)?;
+        let (sets, filter, console) = (&plan.sets, plan.filter.as_ref(), rooted.console);
+        let (preserve_fds, limited) = (plan.preserve_fds, plan.user.is_some());
+        let launch = Launch { process, proc: &plan.proc, sets, filter, preserve_fds, limited };
         let command = launch.prepare(&plan.stdio, console.as_ref(), warnings)?;
         self.report_ready(console.as_ref(), std::mem::take(warnings))?;
         drop(console);
@@ -113,12 +151,37 @@ impl Init<'_> {
         Err(error)
     }
 
+    /// Everything from the node's view to the container's.
+    fn build_root(&self) -> Result<Rooted> {
+        let plan = self.plan;
+        self.prepare_network()?;
+        self.name_host()?;
+        let mut copies = root::copy_sources(&plan.entries, &plan.id_maps)?;
+        self.cut_off()?;
+        let (place, label) = (self.place(), self.label()?);
+        let overlays = root::mapped_overlays(&plan.entries, &plan.id_maps, label.as_deref(), &place)?;
+        copies.iter_mut().zip(overlays).for_each(|(copy, overlay)| *copy = copy.take().or(overlay));
+        let mut root = self.make_root()?;
+        self.owners.assume()?;
+        root.belong_to(self.owners.clone());
+        self.make_mounts(&mut root, copies)?;
+        let console = self.make_devices(&root)?;
+        self.restrict_paths(&mut root)?;
+        self.run_hooks()?;
+        self.enter_root(&root)?;
+        Ok(Rooted { console, propagation: self.propagation()?, sysctls_left: None })
+    }
+
     fn join_namespaces(&self) -> Result<()> {
         for (fd, flag) in &self.plan.join {
             if *flag != libc::CLONE_NEWCGROUP {
                 sys::namespace::enter(fd.as_fd(), *flag).step("enter namespace", namespace_name(*flag))?;
             }
         }
+        Ok(())
+    }
+
+    fn prepare_network(&self) -> Result<()> {
         if self.plan.new & libc::CLONE_NEWNET != 0 {
             sys::netns::bring_up_loopback().step("set up loopback", "lo")?;
         }
@@ -140,17 +203,29 @@ impl Init<'_> {
         Ok(self.plan.linux()?.rootfs_propagation().as_deref().and_then(mounts::propagation))
     }
 
-    fn make_root(&self) -> Result<Root> {
+    /// Nothing that is mounted from here on travels to the node.
+    fn cut_off(&self) -> Result<()> {
         // Shared is for what is mounted in the new root: the node's tree must not see how it is put together.
         let apart = match self.propagation()? {
             Some((Propagation::Private | Propagation::Unbindable, _)) => Propagation::Private,
             _ => Propagation::Slave,
         };
-        mount::propagate_all(apart).step("set propagation of", "/")?;
+        mount::propagate_all(apart).step("set propagation of", "/")
+    }
+
+    /// Directory of the node that the root is mounted on.
+    fn place(&self) -> PathBuf {
         let config = self.plan.spec.root().as_ref();
-        let path = config.map_or(self.plan.bundle.clone(), |r| self.plan.bundle.join(r.path()));
-        let label = self.plan.linux()?.mount_label().clone().filter(|l| !l.is_empty());
-        Root::make(&path, self.plan.entries.first(), label)
+        config.map_or(self.plan.bundle.clone(), |r| self.plan.bundle.join(r.path()))
+    }
+
+    fn label(&self) -> Result<Option<String>> {
+        Ok(self.plan.linux()?.mount_label().clone().filter(|l| !l.is_empty()))
+    }
+
+    fn make_root(&self) -> Result<Root> {
+        let map = self.plan.id_maps.first().and_then(Option::as_ref);
+        Root::make(&self.place(), self.plan.entries.first(), map, self.label()?)
     }
 
     fn make_mounts(&self, root: &mut Root, copies: Vec<Option<OwnedFd>>) -> Result<()> {
@@ -169,7 +244,11 @@ impl Init<'_> {
 
     /// The builder has made the cgroup meanwhile. On v2 we were born in it.
     fn enter_cgroup(&self) -> Result<()> {
-        self.wait_for_builder(|m| matches!(m, ToInit::CgroupMade))?;
+        if self.plan.user.is_some() {
+            // init has done it
+            return Ok(());
+        }
+        wait_for(self.channel, |m| matches!(m, ToInit::CgroupMade))?;
         let cgroup = &self.plan.cgroup;
         cgroup.enter_v1().step("enter cgroup", cgroup.path())?;
         if self.plan.new_cgroup_namespace {
@@ -181,13 +260,6 @@ impl Init<'_> {
         }
     }
 
-    fn wait_for_builder(&self, expected: fn(&ToInit) -> bool) -> Result<()> {
-        match self.channel.receive::<ToInit>().step("wait for the builder", "")? {
-            Some((message, _)) if expected(&message) => Ok(()),
-            _ => Err(Error::new(Kind::Internal, "wait for the builder", "", "it has ended")),
-        }
-    }
-
     fn make_devices(&self, root: &Root) -> Result<Option<Console>> {
         let bound =
             |e: &&Entry| e.destination == Path::new("/dev") && matches!(e.source, Source::Bind { .. });
@@ -195,6 +267,7 @@ impl Init<'_> {
         if !self.plan.entries.iter().any(|e| bound(&e)) {
             let listed = self.plan.linux()?.devices().as_deref().unwrap_or_default();
             for node in devices::nodes(listed) {
+                let node = if self.owners.mapped() { node.owned_by_node() } else { node };
                 devices::make(root.as_fd(), &node, &self.plan.proc)?;
             }
             devices::links(root.as_fd(), root.devpts.is_some())?;
@@ -203,9 +276,10 @@ impl Init<'_> {
         if !process.terminal().unwrap_or(false) {
             return Ok(None);
         }
+        let owner = self.owners.user(process.user().uid())?;
         let made = match &root.devpts {
-            Some(devpts) => console::open(devpts.as_fd(), process)?,
-            None => console::open_in_root(root.as_fd(), process)?,
+            Some(devpts) => console::open(devpts.as_fd(), process, owner)?,
+            None => console::open_in_root(root.as_fd(), process, owner)?,
         };
         console::show(root.as_fd(), &made)?;
         Ok(Some(made))
@@ -223,12 +297,15 @@ impl Init<'_> {
         let Some(hooks) = self.plan.spec.hooks() else { return Ok(()) };
         if has_node_hooks(hooks) {
             self.channel.send(&FromInit::MountsMade, &[]).step("report", "mounts made")?;
-            self.wait_for_builder(|m| matches!(m, ToInit::Continue))?;
+            wait_for(self.channel, |m| matches!(m, ToInit::Continue))?;
         }
         let state = State {
             id: &self.plan.id,
             status: "creating",
-            pid: self.plan.proc.own_pid().step("read", "/proc/self")?,
+            pid: match self.pid {
+                Some(pid) => pid,
+                None => self.plan.proc.own_pid().step("read", "/proc/self")?,
+            },
             bundle: &self.plan.bundle,
         };
         hooks::run("createContainer", hooks.create_container().as_ref(), &self.plan.spec, &state)
@@ -269,6 +346,7 @@ pub(crate) fn namespace_name(flag: i32) -> &'static str {
         libc::CLONE_NEWIPC => "ipc",
         libc::CLONE_NEWUTS => "uts",
         libc::CLONE_NEWCGROUP => "cgroup",
+        libc::CLONE_NEWUSER => "user",
         _ => "unknown",
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Launch<'a> {
     pub(crate) sets: &'a Sets,
     pub(crate) filter: Option<&'a Filter>,
     pub(crate) preserve_fds: u32,
+    /// Scores, limits and the owner of the streams were set before a user namespace was entered.
+    pub(crate) limited: bool,
 }
 
 /// Nobody may look into this process or at its program until the exec; what the caller's signals were set to is
@@ -49,16 +51,20 @@ impl Launch<'_> {
                 place([&console.terminal; 3])?;
             }
             None => {
-                own_pipes(stdio, self.process)?;
+                if !self.limited {
+                    own_pipes(stdio, self.process.user().uid())?;
+                }
                 place([&stdio.stdin, &stdio.stdout, &stdio.stderr])?;
             }
         }
         sys::process::close_on_exec_from(3 + self.preserve_fds).step("close descriptors", "")?;
-        if let Some(score) = self.process.oom_score_adj() {
-            warnings.extend(set_oom_score(self.proc, score)?);
+        if !self.limited {
+            if let Some(score) = self.process.oom_score_adj() {
+                warnings.extend(set_oom_score(self.proc, score)?);
+            }
+            set_rlimits(self.process)?;
         }
         set_labels(self.proc, self.process)?;
-        set_rlimits(self.process)?;
         let early = std::env::set_current_dir(self.process.cwd());
         credentials::become_user(self.process, self.sets)?;
         // A directory that only its user may enter: root may lack the capability, or be squashed (NFS).
@@ -103,9 +109,8 @@ fn place(streams: [&std::os::fd::OwnedFd; 3]) -> Result<()> {
     Ok(())
 }
 
-/// A program that opens /dev/stdout again needs to own the pipe behind it.
-fn own_pipes(stdio: &Stdio, process: &Process) -> Result<()> {
-    let uid = process.user().uid();
+/// A program that opens /dev/stdout again needs to own the pipe behind it. `uid` is as this process counts.
+pub(crate) fn own_pipes(stdio: &Stdio, uid: u32) -> Result<()> {
     for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
         let stat = fstat(stream).step("look at standard stream", "")?;
         let pipe = stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFIFO.bits();

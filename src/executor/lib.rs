@@ -13,6 +13,7 @@
 //! | module | |
 //! |---|---|
 //! | `create`, `init`, `exec`, `launch` | the steps, in order |
+//! | `apart`, `id_maps` | user namespaces: who makes what, and whose files are whose |
 //! | `root`, `mounts`, `inside`, `devices`, `masks`, `console` | the container's file tree |
 //! | `credentials`, `attributes`, `command`, `seccomp` | what its process is |
 //! | `resources`, `hooks`, `load`, `channel`, `process`, `error` | limits, hooks, config, messages, results |
@@ -23,6 +24,7 @@
 
 #![forbid(unsafe_code)]
 
+mod apart;
 mod attributes;
 mod channel;
 mod command;
@@ -33,6 +35,7 @@ mod devices;
 mod error;
 mod exec;
 pub mod hooks;
+mod id_maps;
 mod init;
 mod inside;
 mod launch;

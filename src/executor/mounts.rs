@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use oci::IdMaps;
 use oci_spec::runtime::Mount;
 use sys::mount::{self, Attributes, Propagation};
 
@@ -20,6 +21,15 @@ pub(crate) enum Source {
     Remount,
 }
 
+/// Files that are shown with other owners (idmapped mounts).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IdMap {
+    /// How; `None`: as the container's user namespace has it.
+    pub(crate) maps: Option<IdMaps>,
+    /// Also of the mounts below.
+    pub(crate) recursive: bool,
+}
+
 /// A mount entry, understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -32,6 +42,7 @@ pub(crate) struct Entry {
     pub(crate) propagation: Option<(Propagation, bool)>,
     /// Options of the file system itself.
     pub(crate) data: Vec<String>,
+    pub(crate) id_map: Option<IdMap>,
 }
 
 const PLAIN: &[(&str, Attributes)] = &[
@@ -92,6 +103,15 @@ pub(crate) fn propagation(option: &str) -> Option<(Propagation, bool)> {
     Some((kind, recursive))
 }
 
+const AS_CONTAINER: IdMap = IdMap { maps: None, recursive: false };
+
+/// The mappings that an entry has of its own.
+fn given_maps(entry: &Mount) -> Option<IdMap> {
+    let (uids, gids) = (entry.uid_mappings().as_deref(), entry.gid_mappings().as_deref());
+    let maps = IdMaps::from_spec(uids.unwrap_or_default(), gids.unwrap_or_default());
+    (maps != IdMaps::default()).then_some(IdMap { maps: Some(maps), recursive: false })
+}
+
 /// Understand a mount entry; a relative source of a bind mount starts at the bundle.
 pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
     let kind = entry.typ().as_deref().unwrap_or("");
@@ -102,6 +122,7 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
         recursive: Attributes::default(),
         propagation: None,
         data: Vec::new(),
+        id_map: given_maps(entry),
     };
     let (mut bind, mut deep, mut remount) = (kind == "bind" || kind == "rbind", kind == "rbind", false);
     for option in entry.options().iter().flatten() {
@@ -109,6 +130,8 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
             "bind" => bind = true,
             "rbind" => (bind, deep) = (true, true),
             "remount" => remount = true,
+            "idmap" => parsed.id_map.get_or_insert(AS_CONTAINER).recursive = false,
+            "ridmap" => parsed.id_map.get_or_insert(AS_CONTAINER).recursive = true,
             "rnorelatime" | "rnostrictatime" => merge(&mut parsed.recursive, clear(mount::ATIME)),
             word => apply(word, &mut parsed),
         }
@@ -190,6 +213,23 @@ mod tests {
         .unwrap();
         assert_eq!(e.attributes, Attributes { set: mount::STRICTATIME, clear: mount::RDONLY | mount::ATIME });
         assert_eq!(e.data, ["size=1m", "mode=755"]);
+    }
+
+    #[test]
+    fn mappings_come_with_an_entry_or_from_the_container() {
+        let with = |options: &[&str], mapped: bool| {
+            let mut json = serde_json::json!({"destination": "/d", "type": "bind", "source": "/x",
+                "options": options});
+            if mapped {
+                let list = serde_json::json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+                (json["uidMappings"], json["gidMappings"]) = (list.clone(), list);
+            }
+            entry(json).unwrap().id_map.map(|map| (map.maps.and_then(|maps| maps.uid(3)), map.recursive))
+        };
+        assert_eq!(with(&["rbind"], false), None);
+        assert_eq!(with(&["rbind", "idmap"], false), Some((None, false)));
+        assert_eq!(with(&["rbind", "ridmap"], true), Some((Some(1003), true)));
+        assert_eq!(with(&["rbind"], true), Some((Some(1003), false)));
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Heard {
         match channel.receive::<FromInit>() {
             Ok(Some((FromInit::Ready { warnings }, mut fds))) => self.ready = Some((fds.pop(), warnings)),
             Ok(Some((FromInit::Failed(error), _))) => self.end = Some(Err(error)),
-            Ok(Some((FromInit::MountsMade, _))) => {}
+            Ok(Some((FromInit::MountsMade | FromInit::Born { .. } | FromInit::RootMade { .. }, _))) => {}
             Ok(None) => self.end = Some(Ok(())),
             Err(e) => self.end = Some(Err(Error::internal("hear from the process", "", &e))),
         }

@@ -24,6 +24,7 @@ use sys::cgroup::{Cgroup, Hierarchy, Layout, Version};
 use sys::mount::{self, Attributes, FileSystem, Propagation};
 
 use crate::error::{Context, Error, Result};
+use crate::id_maps::{self, Owners};
 use crate::inside::{self, Make};
 use crate::mounts::{Entry, Source};
 
@@ -40,19 +41,75 @@ pub(crate) struct Root {
     label: Option<String>,
     /// Where it is mounted.
     place: PathBuf,
+    /// Who its files belong to.
+    owners: Owners,
 }
 
-/// Copies of the sources of all bind mounts, in the order of the entries.
-pub(crate) fn copy_sources(entries: &[Entry]) -> Result<Vec<Option<OwnedFd>>> {
-    entries.iter().map(|entry| copy_source(entry).transpose()).collect()
+/// Copies of the sources of all bind mounts, in the order of the entries, with the owners that `maps` (user namespaces
+/// in the same order) make of theirs.
+pub(crate) fn copy_sources(entries: &[Entry], maps: &[Option<OwnedFd>]) -> Result<Vec<Option<OwnedFd>>> {
+    entries.iter().zip(maps).map(|(entry, map)| copy_source(entry, map.as_ref()).transpose()).collect()
 }
 
-fn copy_source(entry: &Entry) -> Option<Result<OwnedFd>> {
+fn copy_source(entry: &Entry, map: Option<&OwnedFd>) -> Option<Result<OwnedFd>> {
     let Source::Bind { path, recursive } = &entry.source else { return None };
-    Some(mount::copy_path(path, *recursive).map_err(|e| match e.kind() {
+    let copy = mount::copy_path(path, *recursive).map_err(|e| match e.kind() {
         io::ErrorKind::NotFound => Error::invalid("bind mount", path.display(), crate::errno_text(&e)),
         _ => Error::internal("bind mount", path.display(), &e),
+    });
+    Some(copy.and_then(|copy| {
+        if let (Some(map), Some(wanted)) = (map, &entry.id_map) {
+            id_maps::apply(&copy, map, wanted.recursive, path)?;
+        }
+        Ok(copy)
     }))
+}
+
+/// As [`detached_overlay`], of layers whose files are shown with the owners that a user namespace makes of theirs. Each is idmapped
+/// by itself, at a place where only this mount namespace sees it, and only until the overlay has it.
+fn overlay_of_mapped(entry: &Entry, label: Option<&str>, path: &Path, map: &OwnedFd) -> Result<OwnedFd> {
+    let shelf =
+        FileSystem::open("tmpfs").and_then(|fs| fs.mount(0)).step("mount tmpfs at", path.display())?;
+    mount::attach(shelf.as_fd(), open_place(path)?.as_fd()).step("mount tmpfs at", path.display())?;
+    let mut shown = entry.clone();
+    for option in &mut shown.data {
+        let Some(layers) = option.strip_prefix("lowerdir=") else { continue };
+        let mut places = Vec::new();
+        for (number, layer) in split_layers(layers).iter().enumerate() {
+            let name = number.to_string();
+            let copy = mount::copy_path(Path::new(layer), false).step("show layer", layer)?;
+            id_maps::apply(&copy, map, false, Path::new(layer))?;
+            let mode = nix::sys::stat::Mode::from_bits_truncate(0o700);
+            nix::sys::stat::mkdirat(&shelf, name.as_str(), mode).step("show layer", layer)?;
+            let place = inside::find(shelf.as_fd(), Path::new(&name)).step("show layer", layer)?;
+            mount::attach(copy.as_fd(), place.as_fd()).step("show layer", layer)?;
+            let name = path.join(name).display().to_string();
+            places.push(name.replace('\\', "\\\\").replace(':', "\\:"));
+        }
+        *option = format!("lowerdir={}", places.join(":"));
+    }
+    let made = detached_overlay(&shown, label, path);
+    nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).step("unmount tmpfs at", path.display())?;
+    made
+}
+
+/// The overlays of a config that need their place for themselves: their layers are shown at it. In the order of the
+/// entries; the root is not one of them.
+pub(crate) fn mapped_overlays(
+    entries: &[Entry],
+    maps: &[Option<OwnedFd>],
+    label: Option<&str>,
+    place: &Path,
+) -> Result<Vec<Option<OwnedFd>>> {
+    let make = |(entry, map): (&Entry, &Option<OwnedFd>)| match (&entry.source, map) {
+        (Source::FileSystem { kind, .. }, Some(map))
+            if kind == "overlay" && entry.destination != Path::new("/") =>
+        {
+            overlay_of_mapped(entry, label, place, map).map(Some)
+        }
+        _ => Ok(None),
+    };
+    entries.iter().zip(maps).map(make).collect()
 }
 
 /// An overlay file system of layers, mounted at a path: `lowerdir=a:b` (topmost first), `upperdir=`, `workdir=`, others.
@@ -190,12 +247,24 @@ fn split_layers(text: &str) -> Vec<String> {
 
 impl Root {
     /// Make the root mount, at `root.path` of the node where nobody else sees it: an overlay when the first mount
-    /// entry says so, else a bind mount of that directory with what is mounted below it.
-    pub(crate) fn make(path: &Path, first: Option<&Entry>, label: Option<String>) -> Result<Root> {
+    /// entry says so, else a bind mount of that directory with what is mounted below it. `map` is the user namespace that
+    /// the layers are idmapped by.
+    pub(crate) fn make(
+        path: &Path,
+        first: Option<&Entry>,
+        map: Option<&OwnedFd>,
+        label: Option<String>,
+    ) -> Result<Root> {
         let is_root = |e: &&Entry| e.destination == Path::new("/");
-        let fd = match first.filter(is_root) {
-            Some(entry) => overlay(entry, label.as_deref(), path)?,
-            None => {
+        let fd = match (first.filter(is_root), map) {
+            (Some(entry), Some(map)) => {
+                let fd = overlay_of_mapped(entry, label.as_deref(), path, map)?;
+                mount::attach(fd.as_fd(), open_place(path)?.as_fd())
+                    .step("mount the root at", path.display())?;
+                fd
+            }
+            (Some(entry), None) => overlay(entry, label.as_deref(), path)?,
+            (None, _) => {
                 let copy = mount::copy_path(path, true).map_err(|e| {
                     Error::invalid("open the root directory", path.display(), crate::errno_text(&e))
                 })?;
@@ -206,7 +275,19 @@ impl Root {
         };
         mount::change(fd.as_fd(), Attributes::default(), Some(Propagation::Private), true)
             .step("make the root private", path.display())?;
-        Ok(Root { fd, devpts: None, late_read_only: Vec::new(), label, place: path.to_owned() })
+        Ok(Root {
+            fd,
+            devpts: None,
+            late_read_only: Vec::new(),
+            label,
+            place: path.to_owned(),
+            owners: Owners::default(),
+        })
+    }
+
+    /// From here on everything is made for the root of a user namespace.
+    pub(crate) fn belong_to(&mut self, owners: Owners) {
+        self.owners = owners;
     }
 
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -222,7 +303,7 @@ impl Root {
                 self.add_bind(entry, &copy)
             }
             Source::Cgroup => self.add_cgroup(entry, cgroup),
-            Source::FileSystem { kind, .. } if kind == "overlay" => self.add_overlay(entry),
+            Source::FileSystem { kind, .. } if kind == "overlay" => self.add_overlay(entry, copy),
             Source::FileSystem { kind, source } => self.add_file_system(entry, kind, source),
             Source::Remount => {
                 let target = self.find(entry)?;
@@ -258,9 +339,12 @@ impl Root {
     }
 
     /// An overlay that is not the root: the content of an image as a volume.
-    fn add_overlay(&self, entry: &Entry) -> Result<()> {
+    fn add_overlay(&self, entry: &Entry, made: Option<OwnedFd>) -> Result<()> {
         let target = self.target(entry, Make::Directory)?;
-        let new = detached_overlay(entry, self.label.as_deref(), &self.place)?;
+        let new = match made {
+            Some(made) => made,
+            None => detached_overlay(entry, self.label.as_deref(), &self.place)?,
+        };
         finish(entry, new.as_fd())?;
         mount::attach(new.as_fd(), target.as_fd()).step("mount overlay at", entry.destination.display())
     }
@@ -325,7 +409,7 @@ impl Root {
             match option.split_once('=') {
                 Some((key, value)) => {
                     has_mode |= key == "mode";
-                    fs.set(key, value)?;
+                    fs.set(key, self.owners.translated(key, value)?.as_ref())?;
                 }
                 None => fs.flag(option)?,
             }
@@ -496,6 +580,7 @@ mod tests {
             recursive: Attributes::default(),
             propagation: None,
             data: vec![format!("lowerdir={}", lower.join(":"))],
+            id_map: None,
         };
         // a thread with a mount namespace and a working directory of its own
         let test = || {

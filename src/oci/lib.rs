@@ -4,6 +4,7 @@
 
 pub mod digest;
 pub mod id;
+pub mod id_map;
 pub mod media;
 pub mod platform;
 pub mod reference;
@@ -14,5 +15,6 @@ mod seccomp_table;
 
 pub use digest::{Algorithm, BadDigest, Digest};
 pub use id::{ContainerId, PodId};
+pub use id_map::{IdMaps, IdRange};
 pub use platform::Platform;
 pub use reference::{BadReference, Reference};

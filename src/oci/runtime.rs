@@ -10,8 +10,10 @@ use std::collections::HashSet;
 use std::path::{Component, Path};
 
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec,
+    Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec,
 };
+
+use crate::IdMaps;
 
 /// What is wrong with a config.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,8 +104,7 @@ fn has_namespace(linux: &Linux, kind: LinuxNamespaceType) -> bool {
 
 fn check_linux(linux: &Linux) -> Result<(), Problem> {
     refuse(linux.net_devices().is_some(), "linux.netDevices", "devices are not moved yet")?;
-    refuse(filled(linux.uid_mappings()), "linux.uidMappings", "user namespaces")?;
-    refuse(filled(linux.gid_mappings()), "linux.gidMappings", "user namespaces")?;
+    check_user_namespace(linux)?;
     refuse(linux.time_offsets().is_some(), "linux.timeOffsets", "time namespaces")?;
     refuse(linux.intel_rdt().is_some(), "linux.intelRdt", "resource director technology")?;
     refuse(linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies")?;
@@ -131,8 +132,21 @@ fn check_linux(linux: &Linux) -> Result<(), Problem> {
     linux.seccomp().as_ref().map_or(Ok(()), check_seccomp)
 }
 
-fn filled<T>(list: &Option<Vec<T>>) -> bool {
-    list.as_ref().is_some_and(|l| !l.is_empty())
+fn maps(uids: &Option<Vec<LinuxIdMapping>>, gids: &Option<Vec<LinuxIdMapping>>) -> IdMaps {
+    IdMaps::from_spec(uids.as_deref().unwrap_or_default(), gids.as_deref().unwrap_or_default())
+}
+
+/// Mappings belong to a user namespace that is made; one that is joined has its own.
+fn check_user_namespace(linux: &Linux) -> Result<(), Problem> {
+    let field = "linux.uidMappings, gidMappings";
+    let maps = maps(linux.uid_mappings(), linux.gid_mappings());
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let user = namespaces.find(|n| n.typ() == LinuxNamespaceType::User);
+    let made = user.is_some_and(|n| n.path().as_ref().is_none_or(|p| p.as_os_str().is_empty()));
+    if !made {
+        return demand(maps == IdMaps::default(), field, "there is no user namespace that is to be made");
+    }
+    maps.problem().map_or(Ok(()), |why| Err(invalid(field, why)))
 }
 
 fn check_namespaces(linux: &Linux) -> Result<(), Problem> {
@@ -143,7 +157,6 @@ fn check_namespaces(linux: &Linux) -> Result<(), Problem> {
         if !seen.insert(kind as u32) {
             return Err(invalid(field, format!("{kind} stands there twice")));
         }
-        refuse(kind == LinuxNamespaceType::User, field, "user namespaces")?;
         refuse(kind == LinuxNamespaceType::Time, field, "time namespaces")?;
         let joined = namespace.path().as_ref().filter(|p| !p.as_os_str().is_empty());
         demand(joined.is_none_or(|p| p.is_absolute()), field, "a path is not absolute")?;
@@ -225,9 +238,18 @@ fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
     let root = mount.destination() == Path::new("/");
     let overlay = index == 0 && mount.typ().as_deref() == Some("overlay");
     demand(!root || overlay, &field, "only a first entry of type overlay can be the root")?;
-    refuse(mount.uid_mappings().is_some() || mount.gid_mappings().is_some(), &field, "idmapped mounts")?;
+    let maps = maps(mount.uid_mappings(), mount.gid_mappings());
+    let own = maps != IdMaps::default();
+    if let Some(why) = maps.problem().filter(|_| own) {
+        return Err(invalid(field, why));
+    }
     let mut options = mount.options().iter().flatten();
-    refuse(options.any(|o| o == "idmap" || o == "ridmap"), &field, "idmapped mounts")
+    let mapped = own || options.any(|o| o == "idmap" || o == "ridmap");
+    let mut options = mount.options().iter().flatten();
+    let bind = matches!(mount.typ().as_deref(), Some("bind" | "rbind"))
+        || options.any(|o| o == "bind" || o == "rbind");
+    let overlay = mount.typ().as_deref() == Some("overlay");
+    demand(!mapped || bind || overlay, &field, "only bind mounts and the layers of overlays can be idmapped")
 }
 
 fn check_hooks(hooks: Option<&Hooks>) -> Result<(), Problem> {
@@ -272,17 +294,39 @@ mod tests {
         parse(|_| ()).unwrap();
         parse(|j| j["hostname"] = "box".into()).unwrap();
         parse(|j| j["linux"]["sysctl"] = serde_json::json!({"kernel.shmmax": "1"})).unwrap();
+        let maps = serde_json::json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+        parse(|j| {
+            j["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}, {"type": "user"}]);
+            (j["linux"]["uidMappings"], j["linux"]["gidMappings"]) = (maps.clone(), maps.clone());
+        })
+        .unwrap();
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let table: [(&str, Change); 17] = [
+        let table: [(&str, Change); 21] = [
             ("process.user", |j| j["process"]["user"]["uid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["gid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["additionalGids"] = serde_json::json!([1, u32::MAX])),
-            ("linux.namespaces", |j| {
+            ("linux.uidMappings", |j| {
                 j["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}, {"type": "user"}])
+            }),
+            ("linux.uidMappings", |j| {
+                j["linux"]["uidMappings"] = serde_json::json!([{"containerID": 0, "hostID": 1, "size": 1}])
+            }),
+            ("linux.uidMappings", |j| {
+                j["linux"]["namespaces"] = serde_json::json!([{"type": "mount"}, {"type": "user"}]);
+                let wrong = serde_json::json!([{"containerID": 0, "hostID": 1, "size": 0}]);
+                (j["linux"]["uidMappings"], j["linux"]["gidMappings"]) = (wrong.clone(), wrong);
+            }),
+            ("mounts[0] /proc", |j| {
+                let maps = serde_json::json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+                (j["mounts"][0]["uidMappings"], j["mounts"][0]["gidMappings"]) = (maps.clone(), maps);
+            }),
+            ("mounts[0] /data", |j| {
+                j["mounts"][0] = serde_json::json!({"destination": "/data", "type": "bind", "source": "/",
+                    "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]});
             }),
             ("linux.namespaces", |j| j["linux"]["namespaces"] = serde_json::json!([])),
             ("linux.sysctl kernel.panic", |j| {

@@ -29,3 +29,4 @@ pub mod seccomp;
 pub mod socket;
 pub mod terminal;
 pub mod tty;
+pub mod user_namespace;

@@ -178,6 +178,10 @@ pub fn change(
         propagation: propagation.map_or(0, Propagation::bits),
         userns_fd: 0,
     };
+    set_attributes(mount, &attr, recursive)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attr: &MountAttr, recursive: bool) -> io::Result<()> {
     let flags = EMPTY_PATH | if recursive { RECURSIVE } else { 0 };
     // SAFETY: `attr` has the layout of struct mount_attr and lives across the call with its size.
     done(unsafe {
@@ -186,7 +190,7 @@ pub fn change(
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     })
@@ -205,6 +209,15 @@ pub fn can_change_recursively() -> bool {
     // Nothing is to be changed, so nothing is; what is not there answers ENOSYS.
     let asked = change(root.as_fd(), Attributes::default(), None, true);
     !asked.is_err_and(|e| e.raw_os_error() == Some(libc::ENOSYS))
+}
+
+/// Show the files of a detached mount (and with `recursive` of all below it) with other owners: an id on the file system
+/// is taken for one inside this user namespace, and shown as what that is outside. `EINVAL`: this kernel or one of
+/// the file systems cannot do it, or somebody has seen the mount already.
+pub fn map_ids(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    const IDMAP: u64 = 0x10_0000;
+    let userns_fd = user_namespace.as_raw_fd() as u64;
+    set_attributes(mount, &MountAttr { attr_set: IDMAP, attr_clr: 0, propagation: 0, userns_fd }, recursive)
 }
 
 /// Change the propagation of the whole mount tree of this mount namespace.

@@ -68,7 +68,7 @@ pub(crate) fn features() -> Result<String> {
         "ociVersionMax": OCI_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
             "capabilities": CAPABILITIES.map(|name| format!("CAP_{name}")).to_vec(),
             "cgroup": {
                 "v1": layout.has_v1(),
@@ -91,6 +91,7 @@ pub(crate) fn features() -> Result<String> {
             "apparmor": { "enabled": true },
             "selinux": { "enabled": true },
             "intelRdt": { "enabled": false },
+            "mountExtensions": { "idmap": { "enabled": true } },
         },
     });
     Ok(format!("{document:#}\n"))

@@ -10,6 +10,7 @@ mod limits;
 mod probe;
 mod scratch;
 mod security;
+mod users;
 
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,7 +20,8 @@ type Test = (&'static str, fn());
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let tests: Vec<Test> = [life::TESTS, files::TESTS, security::TESTS, limits::TESTS, probe::TESTS].concat();
+    let tests: Vec<Test> =
+        [life::TESTS, files::TESTS, security::TESTS, users::TESTS, limits::TESTS, probe::TESTS].concat();
     if words.iter().any(|w| w == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
