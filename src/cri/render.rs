@@ -10,7 +10,7 @@ pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod stats;
 
-use engine::config::{NamespaceMode, Namespaces, Resources};
+use engine::config::{IdRange, NamespaceMode, Namespaces, Resources};
 
 use crate::proto::runtime::v1 as wire;
 
@@ -53,8 +53,21 @@ fn namespaces(from: &Namespaces) -> wire::NamespaceOption {
         pid: mode(&from.pid),
         ipc: mode(&from.ipc),
         target_id,
-        userns_options: None,
+        userns_options: from.user.as_ref().map(|maps| wire::UserNamespace {
+            mode: wire::NamespaceMode::Pod as i32,
+            uids: id_maps(Some(&maps.uids)),
+            gids: id_maps(Some(&maps.gids)),
+        }),
     }
+}
+
+fn id_maps(from: Option<&Vec<IdRange>>) -> Vec<wire::IdMapping> {
+    let one = |range: &IdRange| wire::IdMapping {
+        host_id: range.outside,
+        container_id: range.inside,
+        length: range.length,
+    };
+    from.into_iter().flatten().map(one).collect()
 }
 
 fn resources(from: &Resources) -> wire::LinuxContainerResources {

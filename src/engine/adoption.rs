@@ -53,6 +53,7 @@ pub(crate) async fn open(
         sizes: Default::default(),
         rates: Default::default(),
         events: Default::default(),
+        user_namespaces: Default::default(),
     });
     let (seen, monitors) = look(&ctx).await?;
     ctx.index.leave_alone(seen.foreign_pods.clone());

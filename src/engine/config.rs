@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+pub use oci::{IdMaps, IdRange};
 use serde::{Deserialize, Serialize};
 
 /// Labels or annotations, returned to the client unaltered.
@@ -146,11 +147,19 @@ pub struct Namespaces {
     pub pid: NamespaceMode,
     /// IPC: `Pod` or `Node`.
     pub ipc: NamespaceMode,
+    /// Mappings of the pod's user namespace; `None`: the node's. A container's are its pod's.
+    #[serde(default)]
+    pub user: Option<IdMaps>,
 }
 
 impl Default for Namespaces {
     fn default() -> Self {
-        Namespaces { network: NamespaceMode::Pod, pid: NamespaceMode::Container, ipc: NamespaceMode::Pod }
+        Namespaces {
+            network: NamespaceMode::Pod,
+            pid: NamespaceMode::Container,
+            ipc: NamespaceMode::Pod,
+            user: None,
+        }
     }
 }
 
@@ -267,7 +276,10 @@ pub struct Mount {
     /// Read-only for the mounts below it as well; needs `readonly` and `Private`.
     #[serde(default)]
     pub recursive_read_only: bool,
-    /// Whether the request asked for id mappings (a later version).
+    /// Show its files with other owners (idmapped).
+    #[serde(default)]
+    pub id_maps: Option<IdMaps>,
+    /// Means nothing any more.
     #[serde(default)]
     pub unsupported: Option<String>,
 }
@@ -362,6 +374,6 @@ pub struct SecurityContext {
     pub apparmor: SecurityProfile,
     /// SELinux user, role, type, level; empty: not set.
     pub selinux: [String; 4],
-    /// Whether the request asked for a user namespace of its own (a later version).
+    /// Means nothing any more: see [`Namespaces::user`].
     pub user_namespace: bool,
 }

@@ -3,14 +3,15 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sys::memfd::Program;
+use tokio::sync::OnceCell;
 
-use crate::Settings;
 use crate::events::Events;
 use crate::index::Index;
 use crate::paths::Paths;
 use crate::rates::Rates;
 use crate::sizes::Sizes;
 use crate::trash::Trash;
+use crate::{Settings, process};
 
 /// See the module's header.
 pub(crate) struct Context {
@@ -29,6 +30,24 @@ pub(crate) struct Context {
     pub(crate) rates: Rates,
     /// What happens, for those who listen.
     pub(crate) events: Events,
+    /// Whether pods can have user namespaces here; asked of the kernel once.
+    pub(crate) user_namespaces: OnceCell<std::result::Result<(), String>>,
+}
+
+impl Context {
+    /// Whether pods can have user namespaces here, and if not why.
+    pub(crate) async fn user_namespaces(&self) -> std::result::Result<(), String> {
+        let ask = || async {
+            let state = &self.settings.state_dir;
+            let answer =
+                process::probe_user_namespaces(&self.program, state, self.settings.monitor_deadline).await;
+            if let Err(why) = &answer {
+                tracing::info!(why, "pods cannot have user namespaces on this node");
+            }
+            answer
+        };
+        self.user_namespaces.get_or_init(ask).await.clone()
+    }
 }
 
 /// Nanoseconds since the epoch.

@@ -335,6 +335,7 @@ impl Engine {
             network: self.ctx.network.status().await,
             handlers: self.ctx.settings.handlers.clone(),
             recursive_read_only: sys::mount::can_change_recursively(),
+            user_namespaces: self.ctx.user_namespaces().await,
         }
     }
 

@@ -44,6 +44,7 @@ pub(crate) async fn context(root: &Path) -> Arc<Context> {
         sizes: Default::default(),
         rates: Default::default(),
         events: Default::default(),
+        user_namespaces: Default::default(),
     })
 }
 

@@ -159,6 +159,37 @@ pub(crate) async fn start(
     Err(Error::new(kind, format!("the pod's monitor: {problem}")))
 }
 
+/// Ask the kernel whether pods can have user namespaces, with layers in this directory.
+pub(crate) async fn probe_user_namespaces(
+    program: &sys::memfd::Program,
+    dir: &Path,
+    deadline: Duration,
+) -> std::result::Result<(), String> {
+    let failed = |e: io::Error| format!("probe: {e}");
+    let (mut ready, write) = ready_pipe().map_err(failed)?;
+    let words = [c"probe".to_owned(), c"--dir".to_owned(), text_of(dir)?, c"--ready-fd".to_owned()];
+    let number = CString::new(sys::memfd::READY_FD.to_string()).map_err(|e| failed(e.into()))?;
+    let args: Vec<CString> = words.into_iter().chain([number]).collect();
+    let pid = program.spawn(&args, Path::new("/dev/null"), write.as_fd()).map_err(|e| e.to_string())?;
+    drop(write);
+    let alive = Alive::hold(pid).map_err(failed)?;
+    let mut text = String::new();
+    let heard = timeout(deadline, ready.read_to_string(&mut text)).await;
+    alive.kill();
+    let _ = timeout(END_DEADLINE, alive.ended()).await;
+    match heard {
+        Ok(Ok(_)) if text == "ok\n" => Ok(()),
+        Ok(Ok(_)) if text.is_empty() => Err("the probe ended before it answered".to_owned()),
+        Ok(Ok(_)) => Err(text.trim().to_owned()),
+        Ok(Err(error)) => Err(failed(error)),
+        Err(_) => Err(format!("no answer of the probe after {deadline:?}")),
+    }
+}
+
+fn text_of(path: &Path) -> std::result::Result<CString, String> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|e| e.to_string())
+}
+
 fn ready_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
     let (read, write) = io::pipe()?;
     Ok((pipe::Receiver::from_owned_fd(read.into())?, write.into()))

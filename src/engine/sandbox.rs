@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The network and the monitor are made at the same time (one after the other when there are net.* sysctls, which the monitor
-//! sets in the pod's network namespace). Each thing acquired is on a stack of debts before it is acquired; when a step
+//! sets in the pod's network namespace). In a user namespace the monitor comes first: it makes the network namespace. Each thing acquired is on a stack of debts before it is acquired; when a step
 //! fails the whole stack is paid, and what cannot be paid stays owed. The one durable write is the last.
 
 use std::fs;
@@ -20,7 +20,7 @@ use monitor::protocol::Sandbox;
 use network::{Attached, Attachment};
 use nix::mount::{MsFlags, mount};
 
-use crate::config::{Dns, NamespaceMode, PodConfig, Protocol};
+use crate::config::{Dns, NamespaceMode, Namespaces, PodConfig, Protocol};
 use crate::context::Context;
 use crate::debts::{Debt, blocking};
 use crate::process::{self, Monitor};
@@ -106,10 +106,8 @@ pub(crate) fn check(config: &PodConfig, handlers: &[String]) -> Result<()> {
     {
         return invalid("run_as_group without run_as_user");
     }
-    if security.user_namespace {
-        return Err(Error::new(Kind::Unsupported, "user namespaces of pods are not built yet"));
-    }
     let space = &config.namespaces;
+    check_user_namespace(space)?;
     if matches!(space.network, NamespaceMode::Container | NamespaceMode::Target(_)) {
         return invalid("network namespace mode: a pod has POD or NODE");
     }
@@ -123,6 +121,28 @@ pub(crate) fn check(config: &PodConfig, handlers: &[String]) -> Result<()> {
         check_sysctl(config, name)?;
     }
     Ok(())
+}
+
+/// What is mapped has a root, and no other namespace of the node is shared than the network.
+fn check_user_namespace(space: &Namespaces) -> Result<()> {
+    let Some(maps) = &space.user else { return Ok(()) };
+    let invalid = |text: &str| Err(Error::new(Kind::Invalid, format!("user namespace: {text}")));
+    if let Some(why) = maps.problem() {
+        return invalid(&why);
+    }
+    if maps.uid(0).is_none() || maps.gid(0).is_none() {
+        return invalid("id 0 of the container is not mapped");
+    }
+    if space.pid == NamespaceMode::Node || space.ipc == NamespaceMode::Node {
+        return invalid("it cannot go with the node's PID or IPC namespace");
+    }
+    Ok(())
+}
+
+/// The user and group of the node that are root in the pod.
+pub(crate) fn root_of(config: &PodConfig) -> (u32, u32) {
+    let maps = config.namespaces.user.as_ref();
+    (maps.and_then(|m| m.uid(0)).unwrap_or(0), maps.and_then(|m| m.gid(0)).unwrap_or(0))
 }
 
 /// Only sysctls of namespaces that the pod has of its own: the others would change the node.
@@ -149,13 +169,21 @@ pub(crate) async fn set_up(ctx: &Arc<Context>, mut record: PodRecord, step: &Ste
     step.enter("prepare the pod's directory");
     prepare_blocking(ctx, &record).await?;
     step.enter("attach the network and start the monitor");
-    let (attached, monitor) = if net_sysctls(&record.config) {
-        let attached = attach(ctx, &record).await?;
+    let (attached, monitor) = if record.config.namespaces.user.is_some() {
+        // the network namespace belongs to the user namespace, which the monitor makes
+        let monitor = start(ctx, &record, None).await?;
+        let attached = attach(ctx, &record, Some(&monitor)).await?;
+        if let Some(attached) = attached.as_ref().filter(|_| net_sysctls(&record.config)) {
+            set_net_sysctls(&record, &attached.netns).await?;
+        }
+        (attached, monitor)
+    } else if net_sysctls(&record.config) {
+        let attached = attach(ctx, &record, None).await?;
         let netns = attached.as_ref().map(|a| a.netns.clone());
         (attached, start(ctx, &record, netns).await?)
     } else {
         // both run to their end, so that an undo never races with one of them
-        let (attached, monitor) = tokio::join!(attach(ctx, &record), start(ctx, &record, None));
+        let (attached, monitor) = tokio::join!(attach(ctx, &record, None), start(ctx, &record, None));
         (attached?, monitor?)
     };
     if let Some(attached) = attached {
@@ -191,10 +219,23 @@ fn prepare(ctx: &Context, record: &PodRecord) -> io::Result<()> {
     let config = &record.config;
     write_file(&dir.join("hostname"), format!("{}\n", hostname(config)).as_bytes())?;
     write_file(&dir.join("resolv.conf"), &resolv_conf(config, Path::new("/etc/resolv.conf")))?;
+    for name in ["hostname", "resolv.conf"] {
+        give_to_root(&dir.join(name), config)?;
+    }
     if own_ipc(config) {
-        mount_shm(&ctx.paths.shm(&record.id), ctx.settings.shm_size)?;
+        mount_shm(&ctx.paths.shm(&record.id), ctx.settings.shm_size, root_of(config))?;
     }
     Ok(())
+}
+
+/// A pod's root may edit the pod's files.
+fn give_to_root(path: &Path, config: &PodConfig) -> io::Result<()> {
+    match root_of(config) {
+        (0, 0) => Ok(()),
+        (uid, gid) => {
+            std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|e| named("own", path, e))
+        }
+    }
 }
 
 fn named(what: &str, path: &Path, error: io::Error) -> io::Error {
@@ -208,10 +249,10 @@ fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
     file.and_then(|mut file| file.write_all(content)).map_err(|e| named("write", path, e))
 }
 
-fn mount_shm(path: &Path, size: u64) -> io::Result<()> {
+fn mount_shm(path: &Path, size: u64, (uid, gid): (u32, u32)) -> io::Result<()> {
     fs::create_dir(path).map_err(|e| named("make", path, e))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let options = format!("mode=1777,size={size}");
+    let options = format!("mode=1777,size={size},uid={uid},gid={gid}");
     mount(Some("shm"), path, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|e| named("mount a tmpfs on", path, e.into()))
 }
@@ -247,7 +288,8 @@ fn write_hosts(dir: &Path, record: &PodRecord) -> io::Result<()> {
     } else {
         fs::read("/etc/hosts").unwrap_or_else(|_| hosts(&hostname(&record.config), &[]).into_bytes())
     };
-    write_file(&dir.join("hosts"), &text)
+    write_file(&dir.join("hosts"), &text)?;
+    give_to_root(&dir.join("hosts"), &record.config)
 }
 
 fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
@@ -258,8 +300,36 @@ fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
     text
 }
 
+/// Those that the monitor sets. In a user namespace the network's are set when its interfaces are there, which is after the
+/// monitor was started.
+fn monitors_sysctls(config: &PodConfig) -> crate::config::Strings {
+    let wanted = |name: &str| !name.starts_with("net.") || config.namespaces.user.is_none();
+    config.sysctls.iter().filter(|(name, _)| wanted(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
 fn net_sysctls(config: &PodConfig) -> bool {
     config.sysctls.keys().any(|name| name.starts_with("net."))
+}
+
+/// Set the sysctls of a network namespace from inside it, when the pod's interfaces are there.
+async fn set_net_sysctls(record: &PodRecord, netns: &Path) -> Result<()> {
+    let named = record.config.sysctls.iter().filter(|(name, _)| name.starts_with("net."));
+    let wanted: Vec<(String, String)> = named.map(|(k, v)| (k.clone(), v.clone())).collect();
+    let netns = netns.to_owned();
+    let set = move || {
+        sys::netns::run_in(&netns, || wanted.iter().try_for_each(|(name, value)| set_sysctl(name, value)))
+            .map_err(io::Error::other)?
+    };
+    blocking(set).await.map_err(|e| Error::because(Kind::Invalid, "set net sysctls", e))
+}
+
+fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
+    let path = monitor::sysctl_path(name).ok_or(io::ErrorKind::InvalidInput);
+    let file = path.map(|path| Path::new("/proc/sys").join(path));
+    file.map_err(io::Error::from)
+        .and_then(|file| fs::OpenOptions::new().write(true).open(file))
+        .and_then(|mut file| file.write_all(value.as_bytes()))
+        .map_err(|e| io::Error::new(e.kind(), format!("sysctl {name}: write {value:?}: {e}")))
 }
 
 async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::PathBuf>) -> Result<Monitor> {
@@ -270,7 +340,9 @@ async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::
         ipc: own_ipc(config),
         pid: config.namespaces.pid == NamespaceMode::Pod,
         netns,
-        sysctls: config.sysctls.clone(),
+        user: config.namespaces.user.clone(),
+        own_network: config.namespaces.user.is_some() && own_network(config),
+        sysctls: monitors_sysctls(config),
     };
     let dir = ctx.paths.run_pod(&record.id);
     let text = serde_json::to_vec(&sandbox).map_err(io::Error::from);
@@ -279,11 +351,19 @@ async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::
     process::start(&ctx.program, &dir, &ctx.paths.seccomp(), &ctx.settings).await
 }
 
-async fn attach(ctx: &Context, record: &PodRecord) -> Result<Option<Attached>> {
+/// A monitor that is given holds the pod's network namespace.
+async fn attach(ctx: &Context, record: &PodRecord, monitor: Option<&Monitor>) -> Result<Option<Attached>> {
     if !own_network(&record.config) {
         return Ok(None);
     }
-    let attached = ctx.network.attach(&attachment(record)).await;
+    let attached = match monitor {
+        None => ctx.network.attach(&attachment(record)).await,
+        Some(monitor) => {
+            let held = monitor::protocol::NETWORK_NAMESPACE_FD;
+            let namespace = std::path::PathBuf::from(format!("/proc/{}/fd/{held}", monitor.pid));
+            ctx.network.attach_existing(&attachment(record), &namespace).await
+        }
+    };
     let context = || format!("attach pod {} to the network", record.config.name.name);
     let kind = |e: &network::Error| match e.kind {
         network::Kind::Invalid => Kind::Invalid,
@@ -363,6 +443,23 @@ mod tests {
         assert!(!with("kernel.shm_rmid_forced", |c| c.namespaces.ipc = NamespaceMode::Node));
         assert!(!with("vm.swappiness", |_| ()));
         assert!(!with("kernel.hostname", |_| ()));
+    }
+
+    #[test]
+    fn user_namespaces_have_a_root_and_share_the_network_only() {
+        let with = |map: &str, edit: fn(&mut PodConfig)| {
+            let mut config = config();
+            config.namespaces.user = oci::IdMaps::parse(map, map);
+            edit(&mut config);
+            check(&config, &[]).map_err(|e| e.kind)
+        };
+        assert_eq!(with("0 1000 10", |_| ()), Ok(()));
+        assert_eq!(with("0 1000 10", |c| c.namespaces.network = NamespaceMode::Node), Ok(()));
+        for bad in ["", "1 1000 10", "0 1000 0", "0 4294967295 2"] {
+            assert_eq!(with(bad, |_| ()), Err(Kind::Invalid), "{bad:?}");
+        }
+        assert_eq!(with("0 1000 10", |c| c.namespaces.pid = NamespaceMode::Node), Err(Kind::Invalid));
+        assert_eq!(with("0 1000 10", |c| c.namespaces.ipc = NamespaceMode::Node), Err(Kind::Invalid));
     }
 
     #[test]

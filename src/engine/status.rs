@@ -162,6 +162,8 @@ pub struct NodeStatus {
     pub network: Result<(), String>,
     /// RuntimeClass handlers besides the default one.
     pub handlers: Vec<String>,
+    /// Whether pods can have user namespaces here.
+    pub user_namespaces: Result<(), String>,
     /// Whether mounts can be made read-only with all below them.
     pub recursive_read_only: bool,
 }

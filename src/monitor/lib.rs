@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! protocol, frame   what is said          client      the daemon's side
-//! supervisor        the monitor's loop    sandbox     its namespaces, sysctls and PID reaper
+//! supervisor        the monitor's loop    sandbox     its namespaces (in a user namespace: owned), sysctls and PID reaper
 //! lines, log        CRI logs              record      exit records and pid files
 //! ```
 
@@ -14,6 +14,7 @@ mod container;
 mod events;
 mod exits;
 mod output;
+mod owned;
 mod peer;
 mod removal;
 mod requests;
@@ -24,8 +25,11 @@ pub mod client;
 pub mod frame;
 pub mod lines;
 pub mod log;
+pub mod probe;
 pub mod protocol;
 pub mod record;
 pub mod supervisor;
+
+pub use sandbox::sysctl_path;
 
 pub use client::{Client, ClientError, Connection};

@@ -3,6 +3,8 @@
 //! * `corten-runtime monitor …`: the supervisor of one pod (crate `monitor`), started by the daemon;
 //! * `corten-runtime create|start|…`: an OCI runtime with runc's command line (`cli`).
 //!
+//! `corten-runtime probe` answers the daemon's question whether pods can have user namespaces here.
+//!
 //! Single-threaded, both of them: the executor forks.
 
 #![forbid(unsafe_code)]
@@ -22,7 +24,23 @@ fn main() -> ExitCode {
     if args.next_if(|first| first == "monitor").is_some() {
         return monitor_main(args.collect());
     }
+    if args.next_if(|first| first == "probe").is_some() {
+        return probe_main(args.collect());
+    }
     cli::main(args.collect())
+}
+
+/// `probe --dir D --ready-fd N`: say "ok" or why not on the ready descriptor.
+fn probe_main(args: Vec<OsString>) -> ExitCode {
+    let probed = parse(args).map_err(|e| e.to_string()).and_then(|options| {
+        let verdict = monitor::probe::user_namespaces(&options.dir).err().unwrap_or_else(|| "ok".to_owned());
+        let mut ready = std::fs::File::from(options.ready);
+        writeln!(ready, "{verdict}").map_err(|e| format!("tell: {e}"))
+    });
+    match probed {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 fn monitor_main(args: Vec<OsString>) -> ExitCode {

@@ -211,6 +211,12 @@ pub struct Failure {
     pub message: String,
 }
 
+/// A monitor whose pod is in a user namespace holds that open at this number: `/proc/<monitor>/fd/<number>` is its path.
+pub const USER_NAMESPACE_FD: i32 = 64;
+
+/// And the pod's network namespace ([`Sandbox::own_network`]) at this one.
+pub const NETWORK_NAMESPACE_FD: i32 = 65;
+
 /// What a monitor is started with: `<pod dir>/sandbox.json`, written by the daemon before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -225,6 +231,10 @@ pub struct Sandbox {
     pub pid: bool,
     /// Pinned network namespace, for the net.* sysctls; `None`: the node's.
     pub netns: Option<PathBuf>,
+    /// A user namespace with these mappings, to which all namespaces of the pod belong; `None`: the node's.
+    pub user: Option<oci::IdMaps>,
+    /// Only with `user`: make a network namespace (loopback up) and hold it, for the daemon to pin.
+    pub own_network: bool,
     /// Sysctls to set in these namespaces.
     pub sysctls: std::collections::BTreeMap<String, String>,
 }

@@ -2,12 +2,13 @@
 //!
 //! The monitor *is* in the pod's IPC and UTS namespaces; containers join them by `/proc/<monitor>/ns/…`. It stays out of
 //! the pod's network namespace and off its PID namespace, whose init (the *reaper*) is a child of it: a copy of this
-//! process that reaps for ever, dies with the monitor, and shares nearly all of its memory with it.
+//! process that reaps for ever, dies with the monitor, and shares nearly all of its memory with it. A pod may have all of these in
+//! a user namespace (module `owned`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -16,7 +17,7 @@ use nix::sys::signal::{SigSet, Signal};
 use sys::process::{Clone, Side, clone3};
 
 use crate::protocol::Sandbox;
-use crate::record;
+use crate::{owned, record};
 
 /// Init of the pod's PID namespace.
 #[derive(Debug)]
@@ -39,18 +40,25 @@ pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, String> {
     let text = std::fs::read(&path).map_err(|e| format!("read {}: {e}", path.display()))?;
     let sandbox: Sandbox = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
     drop(text);
-    let mut flags = CloneFlags::empty();
-    flags.set(CloneFlags::CLONE_NEWIPC, sandbox.ipc);
-    flags.set(CloneFlags::CLONE_NEWUTS, sandbox.hostname.is_some());
-    unshare(flags).map_err(|e| format!("make the pod's IPC and UTS namespaces: {e}"))?;
+    let user = sandbox.user.as_ref().map(|maps| owned::make(&sandbox, maps)).transpose()?;
+    if user.is_none() {
+        let mut flags = CloneFlags::empty();
+        flags.set(CloneFlags::CLONE_NEWIPC, sandbox.ipc);
+        flags.set(CloneFlags::CLONE_NEWUTS, sandbox.hostname.is_some());
+        unshare(flags).map_err(|e| format!("make the pod's IPC and UTS namespaces: {e}"))?;
+    }
     if let Some(name) = &sandbox.hostname {
         nix::unistd::sethostname(name).map_err(|e| format!("set hostname {name:?}: {e}"))?;
     }
-    set_sysctls(&sandbox)?;
+    set_sysctls(&sandbox, user.as_ref())?;
     if !sandbox.pid {
         return Ok(None);
     }
-    let reaper = start_reaper().map_err(|e| format!("make the pod's PID namespace: {e}"))?;
+    let reaper = match &user {
+        Some(user) => start_reaper_in(user),
+        None => start_reaper(),
+    };
+    let reaper = reaper.map_err(|e| format!("make the pod's PID namespace: {e}"))?;
     let start =
         sys::process::start_time(reaper.pid).map_err(|e| format!("read the reaper's start time: {e}"))?;
     record::write_pid(&dir.join("reaper.pid"), reaper.pid, start)
@@ -76,11 +84,57 @@ fn start_reaper() -> io::Result<Reaper> {
     }
 }
 
+/// The same in a user namespace: only a process in it can make a PID namespace that belongs to it, so another bears the reaper.
+fn start_reaper_in(user: &OwnedFd) -> io::Result<Reaper> {
+    let (mut reader, writer) = io::pipe()?;
+    let (mut born, bear) = io::pipe()?;
+    let bearer = match clone3(Clone::default())? {
+        Side::Parent { pid, .. } => pid,
+        Side::Child => {
+            drop((reader, born));
+            // these need the node's rights
+            let _ = rewrite_arguments(REAPER_TITLE);
+            let _ = sys::prctl::set_dumpable(false);
+            match bear_reaper(user) {
+                Ok(Side::Child) => {
+                    drop(bear);
+                    reap_for_ever(&writer);
+                    sys::process::exit_now(1)
+                }
+                Ok(Side::Parent { pid, .. }) => {
+                    let _ = (&bear).write_all(pid.to_string().as_bytes());
+                    sys::process::exit_now(0)
+                }
+                Err(e) => {
+                    let _ = (&bear).write_all(e.to_string().as_bytes());
+                    sys::process::exit_now(1)
+                }
+            }
+        }
+    };
+    drop((writer, bear));
+    let (mut pid, mut told) = (String::new(), Vec::new());
+    born.read_to_string(&mut pid)?;
+    sys::process::wait(bearer, true)?;
+    let pid: i32 = pid.parse().map_err(|_| io::Error::other(pid))?;
+    let pidfd = sys::process::pidfd_open(pid)?;
+    reader.read_to_end(&mut told)?;
+    if told.is_empty() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(Reaper { pid, pidfd }) }
+}
+
+fn bear_reaper(user: &OwnedFd) -> io::Result<Side> {
+    sys::user_namespace::enter(user.as_fd())?;
+    sys::user_namespace::become_root()?;
+    clone3(Clone { namespaces: libc::CLONE_NEWPID, as_sibling: true, cgroup: None })
+}
+
+const REAPER_TITLE: &str = "corten-reaper";
+
 /// Init of the pod's PID namespace: orphans of all containers come here. It handles no signal, so only the kernel,
 /// its monitor and the node's root can end it, and with it everything in the namespace.
 fn reap_for_ever(mut ready: &io::PipeWriter) {
     let _ = nix::sys::prctl::set_name(c"corten-reaper");
-    let _ = rewrite_arguments("corten-reaper");
+    let _ = rewrite_arguments(REAPER_TITLE);
     // From here on the monitor's end is told by a signal; one that came before, by nobody reading.
     let dies_with_it =
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_ok() && ready.write_all(b"+").is_ok();
@@ -112,7 +166,7 @@ fn rewrite_arguments(title: &str) -> io::Result<()> {
 
 // ---- sysctls
 
-fn set_sysctls(sandbox: &Sandbox) -> Result<(), String> {
+fn set_sysctls(sandbox: &Sandbox, user: Option<&OwnedFd>) -> Result<(), String> {
     let mut net = BTreeMap::new();
     for (name, value) in &sandbox.sysctls {
         let path = sysctl_path(name).ok_or_else(|| format!("sysctl {name:?}: not a name of a sysctl"))?;
@@ -130,7 +184,7 @@ fn set_sysctls(sandbox: &Sandbox) -> Result<(), String> {
         if scope(&path) == Some(Scope::Net) {
             net.insert(path, value.as_str());
         } else {
-            write_sysctl(&path, value)?;
+            write_own_sysctl(&path, value, user)?;
         }
     }
     match &sandbox.netns {
@@ -140,8 +194,8 @@ fn set_sysctls(sandbox: &Sandbox) -> Result<(), String> {
 }
 
 /// `net.ipv4.ip_forward` and `net/ipv4/ip_forward` are `net/ipv4/ip_forward`. As sysctl(8) does: whichever separator
-/// comes first separates, and the other one stands for itself (`net.ipv4.conf.eth0/1.forwarding`).
-fn sysctl_path(name: &str) -> Option<String> {
+/// comes first separates, and the other one stands for itself (`net.ipv4.conf.eth0/1.forwarding`). `None`: not a name.
+pub fn sysctl_path(name: &str) -> Option<String> {
     let first = name.chars().find(|c| matches!(c, '.' | '/'))?;
     let swap = |c| match c {
         '.' => '/',
@@ -168,12 +222,28 @@ fn scope(path: &str) -> Option<Scope> {
 }
 
 fn write_sysctl(path: &str, value: &str) -> Result<(), String> {
+    write_file(path, value).map_err(|e| not_set(path, value, &e))
+}
+
+fn write_file(path: &str, value: &str) -> io::Result<()> {
     let file = Path::new("/proc/sys").join(path);
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(&file)
-        .and_then(|mut f| f.write_all(value.as_bytes()))
-        .map_err(|e| format!("sysctl {}: write {value:?}: {e}", path.replace('/', ".")))
+    fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+}
+
+fn not_set(path: &str, value: &str, error: &io::Error) -> String {
+    format!("sysctl {}: write {value:?}: {error}", path.replace('/', "."))
+}
+
+/// Of a namespace that this process is in. Where that belongs to a user namespace, newer kernels let only its root set some, older
+/// ones only the node's.
+fn write_own_sysctl(path: &str, value: &str, user: Option<&OwnedFd>) -> Result<(), String> {
+    let written = match (write_file(path, value), user) {
+        (Err(e), Some(user)) if e.kind() == io::ErrorKind::PermissionDenied => {
+            owned::as_its_root(user.as_fd(), || write_file(path, value))
+        }
+        (other, _) => other,
+    };
+    written.map_err(|e| not_set(path, value, &e))
 }
 
 /// Write sysctls from a child that has entered the network namespace; this process never does.

@@ -1,7 +1,7 @@
 //! Attaching and detaching pods, readiness, and the sweep.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -181,6 +181,19 @@ impl Network {
     /// Nothing of the attempt is left, unless DEL failed as well: then the error says so and the pod is
     /// [`owed`](Network::owed).
     pub async fn attach(&self, pod: &Attachment) -> Result<Attached> {
+        self.attach_to(pod, None).await
+    }
+
+    /// As [`attach`](Network::attach), with a network namespace that somebody else has made (a path in /proc): that of a pod in a
+    /// user namespace belongs to it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn attach_existing(&self, pod: &Attachment, namespace: &Path) -> Result<Attached> {
+        self.attach_to(pod, Some(namespace)).await
+    }
+
+    async fn attach_to(&self, pod: &Attachment, namespace: Option<&Path>) -> Result<Attached> {
         let inner = &self.0;
         let _turn = inner.turn(&pod.pod)?;
         let _attaching = inner.attaching().await;
@@ -194,7 +207,7 @@ impl Network {
         }
         let network = inner.directory.default_network()?;
         inner.programs.present(&network)?;
-        let mut record = self.intend(pod, &network).await?;
+        let mut record = self.intend(pod, &network, namespace).await?;
         match self.add(&record).await {
             Ok(attached) => Ok(attached),
             Err(Stopped { mut error, progress }) => {
@@ -219,7 +232,7 @@ impl Network {
     }
 
     /// Writes down what will be done and pins the namespace, both at once.
-    async fn intend(&self, pod: &Attachment, network: &Conflist) -> Result<Record> {
+    async fn intend(&self, pod: &Attachment, network: &Conflist, namespace: Option<&Path>) -> Result<Record> {
         let netns = self.0.netns(&pod.pod);
         let mut record = Record::new(pod.pod.clone(), netns, network.clone());
         record.args = pod.args()?;
@@ -234,8 +247,8 @@ impl Network {
                 );
             }
         }
-        let (inner, copy) = (self.0.clone(), record.clone());
-        let pin = blocking(move || inner.pin(&copy));
+        let (inner, copy, namespace) = (self.0.clone(), record.clone(), namespace.map(Path::to_owned));
+        let pin = blocking(move || inner.pin(&copy, namespace.as_deref()));
         let (inner, copy) = (self.0.clone(), record.clone());
         let save = blocking(move || {
             inner.used.remember(&copy.network)?;
@@ -421,7 +434,7 @@ fn side(record: &Record, alive: bool) -> Side<'_> {
 }
 
 impl Inner {
-    fn pin(&self, record: &Record) -> Result<()> {
+    fn pin(&self, record: &Record, namespace: Option<&Path>) -> Result<()> {
         if !self.state().prepared {
             sys::netns::prepare_dir(&self.netns_dir)?;
             self.state().prepared = true;
@@ -430,7 +443,11 @@ impl Inner {
         if sys::netns::is_pinned(&record.netns) {
             sys::netns::unpin(&record.netns)?;
         }
-        Ok(sys::netns::pin(&record.netns)?)
+        match namespace {
+            Some(namespace) => sys::netns::pin_existing(&record.netns, namespace)?,
+            None => sys::netns::pin(&record.netns)?,
+        }
+        Ok(())
     }
 
     /// Only those that this daemon made: others may pin theirs in the same directory.

@@ -62,6 +62,33 @@ fn on_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send, object: &Path) -> Re
 ///
 /// The directory must exist. A path that holds a namespace already is refused with EEXIST.
 pub fn pin(path: &Path) -> Result<()> {
+    make_place(path)?;
+    let made = on_thread(
+        || {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET)
+                .map_err(failed("make a network namespace for", path))?;
+            bring_up_loopback().map_err(failed("bring up the loopback of", path))?;
+            bind(Path::new("/proc/thread-self/ns/net"), path)
+        },
+        path,
+    );
+    if made.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    made
+}
+
+/// Pins a network namespace that is there already, known by a path in /proc, as [`pin`] does its own.
+pub fn pin_existing(path: &Path, namespace: &Path) -> Result<()> {
+    make_place(path)?;
+    let made = bind(namespace, path);
+    if made.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    made
+}
+
+fn make_place(path: &Path) -> Result<()> {
     if is_pinned(path) {
         return Err(failed("pin a network namespace on", path)(Errno::EEXIST));
     }
@@ -73,21 +100,12 @@ pub fn pin(path: &Path) -> Result<()> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(path)
         .map_err(|e| failed("create", path)(io_errno(&e)))?;
-    let made = on_thread(
-        || {
-            nix::sched::unshare(CloneFlags::CLONE_NEWNET)
-                .map_err(failed("make a network namespace for", path))?;
-            bring_up_loopback().map_err(failed("bring up the loopback of", path))?;
-            let this = Path::new("/proc/thread-self/ns/net");
-            nix::mount::mount(Some(this), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .map_err(failed("pin a network namespace on", path))
-        },
-        path,
-    );
-    if made.is_err() {
-        let _ = std::fs::remove_file(path);
-    }
-    made
+    Ok(())
+}
+
+fn bind(namespace: &Path, path: &Path) -> Result<()> {
+    nix::mount::mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(failed("pin a network namespace on", path))
 }
 
 /// Removes the pin: the namespace goes with its last user. A path that is not there is fine.

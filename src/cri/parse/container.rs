@@ -309,7 +309,6 @@ mod tests {
 
     #[test]
     fn what_is_not_built_yet_is_refused_by_name() {
-        let map = vec![wire::IdMapping { host_id: 1, container_id: 0, length: 1 }];
         let annotation: Strings = [("cdi.k8s.io/dra".to_owned(), "v/c=d".to_owned())].into();
         for (config, start) in [
             (C { windows: Some(Default::default()), ..least() }, "config.windows: Windows containers"),
@@ -318,10 +317,6 @@ mod tests {
                 "config.CDI_devices (v/c=d): CDI",
             ),
             (C { annotations: annotation, ..least() }, "config.annotations[cdi.k8s.io/dra]: CDI"),
-            (
-                with_mount(wire::Mount { uid_mappings: map, ..bind() }),
-                "config.mounts[0].uidMappings: id-mapped",
-            ),
         ] {
             let error = parse(config).unwrap_err();
             assert_eq!(error.kind, Kind::Unsupported);

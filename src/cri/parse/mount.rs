@@ -3,7 +3,7 @@
 use engine::Result;
 use engine::config::{Mount, Propagation, VolumeImage};
 
-use super::{absolute, enumeration, filled, inside, invalid, plain, unsupported};
+use super::{absolute, enumeration, filled, inside, invalid, plain, security};
 use crate::proto::runtime::v1 as wire;
 
 /// What `mount_options` may name.
@@ -12,9 +12,10 @@ const OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 /// The mount at this place of the list.
 pub(super) fn mount((at, from): (usize, wire::Mount)) -> Result<Mount> {
     let field = format!("config.mounts[{at}]");
-    if !from.uid_mappings.is_empty() || !from.gid_mappings.is_empty() {
-        return Err(unsupported(format_args!("{field}.uidMappings"), "id-mapped mounts are"));
-    }
+    let id_maps = security::id_maps(
+        (&from.uid_mappings, &format!("{field}.uidMappings")),
+        (&from.gid_mappings, &format!("{field}.gidMappings")),
+    )?;
     let propagation = match enumeration(from.propagation, &format!("{field}.propagation"))? {
         wire::MountPropagation::PropagationPrivate => Propagation::Private,
         wire::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
@@ -49,6 +50,7 @@ pub(super) fn mount((at, from): (usize, wire::Mount)) -> Result<Mount> {
         selinux_relabel: from.selinux_relabel,
         propagation,
         recursive_read_only: from.recursive_read_only,
+        id_maps,
         unsupported: None,
     })
 }

@@ -1,9 +1,9 @@
 //! Security contexts of pods and containers: namespaces, users, profiles.
 
 use engine::Result;
-use engine::config::{NamespaceMode, Namespaces, SecurityContext, SecurityProfile};
+use engine::config::{IdMaps, IdRange, NamespaceMode, Namespaces, SecurityContext, SecurityProfile};
 
-use super::{absolute, enumeration, filled, invalid, plain, unsupported};
+use super::{absolute, enumeration, filled, invalid, plain};
 use crate::proto::runtime::v1 as wire;
 
 /// Largest user or group id; the one above it means "leave as it is" to the kernel.
@@ -49,7 +49,11 @@ pub(crate) fn container(
     field: &str,
 ) -> Result<SecurityContext> {
     let from = from.unwrap_or_default();
-    let namespace_options = from.namespace_options.or(pod_namespaces);
+    let of_pod = pod_namespaces.as_ref().and_then(|options| options.userns_options.clone());
+    let mut namespace_options = from.namespace_options.or(pod_namespaces);
+    if let Some(options) = &mut namespace_options {
+        options.userns_options = options.userns_options.take().or(of_pod);
+    }
     let run_as_user = id(from.run_as_user, field, "run_as_user")?;
     let run_as_group = id(from.run_as_group, field, "run_as_group")?;
     let named = !from.run_as_username.is_empty();
@@ -90,7 +94,7 @@ pub(crate) fn container(
 /// Whose namespaces are used. An absent message means what an empty one means: POD for all three.
 fn namespaces(from: Option<wire::NamespaceOption>, field: &str) -> Result<Namespaces> {
     let from = from.unwrap_or_default();
-    user_namespace(from.userns_options, &format!("{field}.userns_options"))?;
+    let user = user_namespace(from.userns_options, &format!("{field}.userns_options"))?;
     let shared = |number: i32, name: &str| -> Result<NamespaceMode> {
         match enumeration(number, &format!("{field}.{name}"))? {
             wire::NamespaceMode::Pod => Ok(NamespaceMode::Pod),
@@ -108,6 +112,7 @@ fn namespaces(from: Option<wire::NamespaceOption>, field: &str) -> Result<Namesp
                 network,
                 pid: NamespaceMode::Target(filled(from.target_id, &format!("{field}.target_id"))?),
                 ipc,
+                user,
             });
         }
         wire::NamespaceMode::Pod => NamespaceMode::Pod,
@@ -117,22 +122,50 @@ fn namespaces(from: Option<wire::NamespaceOption>, field: &str) -> Result<Namesp
     if !from.target_id.is_empty() {
         return Err(invalid(format_args!("{field}.target_id"), "set although pid is not TARGET"));
     }
-    Ok(Namespaces { network, pid, ipc })
+    Ok(Namespaces { network, pid, ipc, user })
 }
 
-/// The kubelet always sends a mode; only POD with mappings asks for a user namespace.
-fn user_namespace(from: Option<wire::UserNamespace>, field: &str) -> Result<()> {
-    let from = from.unwrap_or_default();
-    let mapped = !from.uids.is_empty() || !from.gids.is_empty();
-    match enumeration(from.mode, &format!("{field}.mode"))? {
-        wire::NamespaceMode::Pod if mapped => Err(unsupported(field, "user namespaces are")),
-        wire::NamespaceMode::Pod => Ok(()),
-        wire::NamespaceMode::Node if mapped => Err(invalid(field, "has mappings although mode is NODE")),
-        wire::NamespaceMode::Node => Ok(()),
-        other => Err(invalid(
+/// The kubelet always sends a mode. POD is a user namespace and says which; its mappings are one range each, as the kubelet
+/// allocates them, with a root in it.
+fn user_namespace(from: Option<wire::UserNamespace>, field: &str) -> Result<Option<IdMaps>> {
+    let Some(from) = from else { return Ok(None) };
+    let maps = id_maps((&from.uids, &format!("{field}.uids")), (&from.gids, &format!("{field}.gids")))?;
+    match (enumeration(from.mode, &format!("{field}.mode"))?, maps) {
+        (wire::NamespaceMode::Pod, Some(maps)) => {
+            for (ranges, name) in [(&maps.uids, "uids"), (&maps.gids, "gids")] {
+                if ranges.iter().any(|range| range.inside != 0) {
+                    return Err(invalid(format_args!("{field}.{name}"), "container id 0 is not mapped"));
+                }
+            }
+            Ok(Some(maps))
+        }
+        (wire::NamespaceMode::Pod, None) => Err(invalid(field, "has no mappings although mode is POD")),
+        (wire::NamespaceMode::Node, Some(_)) => Err(invalid(field, "has mappings although mode is NODE")),
+        (wire::NamespaceMode::Node, None) => Ok(None),
+        (other, _) => Err(invalid(
             format_args!("{field}.mode"),
             format_args!("{} is neither POD nor NODE", other.as_str_name()),
         )),
+    }
+}
+
+/// Mappings of user and group ids, each with the name of its field: both or none, one range each.
+pub(super) fn id_maps(
+    uids: (&[wire::IdMapping], &str),
+    gids: (&[wire::IdMapping], &str),
+) -> Result<Option<IdMaps>> {
+    if uids.0.is_empty() && gids.0.is_empty() {
+        return Ok(None);
+    }
+    let ranges = |(list, field): (&[wire::IdMapping], &str)| match list {
+        [] => Err(invalid(field, "missing")),
+        [one] => Ok(vec![IdRange { inside: one.container_id, outside: one.host_id, length: one.length }]),
+        _ => Err(invalid(field, format_args!("has {} mappings, one is possible", list.len()))),
+    };
+    let maps = IdMaps { uids: ranges(uids)?, gids: ranges(gids)? };
+    match maps.problem() {
+        Some(why) => Err(invalid(if why.starts_with("gid") { gids.1 } else { uids.1 }, why)),
+        None => Ok(Some(maps)),
     }
 }
 
@@ -257,8 +290,7 @@ mod tests {
 
     #[test]
     fn nothing_asked_for_is_the_default_with_shared_namespaces() {
-        let all_pod =
-            Namespaces { network: NamespaceMode::Pod, pid: NamespaceMode::Pod, ipc: NamespaceMode::Pod };
+        let all_pod = Namespaces { pid: NamespaceMode::Pod, ..Namespaces::default() };
         let expected = SecurityContext { namespaces: all_pod.clone(), ..Default::default() };
         assert_eq!(container(None, None, "context").unwrap(), expected);
         assert_eq!(parse(Context::default()).unwrap(), expected);
@@ -337,22 +369,61 @@ mod tests {
         );
     }
 
+    fn map(container_id: u32, host_id: u32, length: u32) -> wire::IdMapping {
+        wire::IdMapping { host_id, container_id, length }
+    }
+
     #[test]
-    fn user_namespaces_are_refused_by_name() {
+    fn user_namespaces() {
         use wire::NamespaceMode as M;
-        let map = vec![wire::IdMapping { host_id: 1, container_id: 0, length: 1 }];
-        for (mode, uids, kind) in [
-            (M::Pod, map.clone(), Some(Kind::Unsupported)),
-            (M::Pod, Vec::new(), None),
-            (M::Node, Vec::new(), None),
-            (M::Node, map.clone(), Some(Kind::Invalid)),
-            (M::Container, Vec::new(), Some(Kind::Invalid)),
-            (M::Target, map, Some(Kind::Invalid)),
+        let with = |mode: M, uids: &[wire::IdMapping], gids: &[wire::IdMapping]| {
+            let (uids, gids) = (uids.to_vec(), gids.to_vec());
+            let from = wire::UserNamespace { mode: mode as i32, uids, gids };
+            user_namespace(Some(from), "userns").map_err(|error| (error.kind, error.context))
+        };
+        let good = [map(0, 1000, 65536)];
+        let parsed = with(M::Pod, &good, &good).unwrap().unwrap();
+        assert_eq!((parsed.uid(5), parsed.gid(65536)), (Some(1005), None));
+        assert_eq!(with(M::Node, &[], &[]), Ok(None));
+        assert_eq!(user_namespace(None, "userns").unwrap(), None);
+        let two = [map(0, 1000, 10), map(10, 3000, 10)];
+        for (mode, uids, gids, text) in [
+            (M::Pod, &[][..], &[][..], "userns: has no mappings"),
+            (M::Pod, &good, &[], "userns.gids: missing"),
+            (M::Pod, &[], &good, "userns.uids: missing"),
+            (M::Pod, &two, &two, "userns.uids: has 2 mappings"),
+            (M::Pod, &good, &two, "userns.gids: has 2 mappings"),
+            (M::Pod, &[map(1, 1000, 10)], &good, "userns.uids: container id 0"),
+            (M::Pod, &good, &[map(1, 1000, 10)], "userns.gids: container id 0"),
+            (M::Pod, &[map(0, 1000, 0)], &good, "userns.uids: uid mapping 0 1000 0: has no length"),
+            (M::Pod, &good, &[map(0, u32::MAX, 1)], "userns.gids: gid mapping"),
+            (M::Node, &good, &good, "userns: has mappings"),
+            (M::Container, &[], &[], "userns.mode: CONTAINER is neither"),
+            (M::Target, &good, &good, "userns.mode: TARGET is neither"),
         ] {
-            let from = wire::UserNamespace { mode: mode as i32, uids, gids: Vec::new() };
-            let got = user_namespace(Some(from), "userns_options").err().map(|error| error.kind);
-            assert_eq!(got, kind, "{mode:?}");
+            let (kind, context) = with(mode, uids, gids).unwrap_err();
+            assert_eq!(kind, Kind::Invalid);
+            assert!(context.starts_with(text), "{context}");
         }
+        let unknown = wire::UserNamespace { mode: 77, ..Default::default() };
+        assert_eq!(user_namespace(Some(unknown), "userns").unwrap_err().kind, Kind::Invalid);
+    }
+
+    #[test]
+    fn a_container_is_in_its_pods_user_namespace_unless_it_says_otherwise() {
+        use wire::NamespaceMode as M;
+        let good = vec![map(0, 1000, 10)];
+        let user = |mode: M, maps: Vec<wire::IdMapping>| {
+            Some(wire::UserNamespace { mode: mode as i32, uids: maps.clone(), gids: maps })
+        };
+        let of_pod = Options { userns_options: user(M::Pod, good), ..Default::default() };
+        let parsed = |own: Option<wire::UserNamespace>| {
+            let own = Options { userns_options: own, ..Default::default() };
+            let from = Context { namespace_options: Some(own), ..Default::default() };
+            container(Some(from), Some(of_pod.clone()), "context").unwrap().namespaces.user
+        };
+        assert_eq!(parsed(None).and_then(|maps| maps.uid(3)), Some(1003));
+        assert_eq!(parsed(user(M::Node, Vec::new())), None);
     }
 
     #[test]
@@ -384,6 +455,8 @@ mod tests {
         .unwrap();
         assert_eq!((parsed.run_as_username.as_str(), parsed.run_as_group), ("www-data", Some(5)));
         assert_eq!((parsed.supplemental_groups, parsed.supplemental_groups_strict), (vec![1, 2], true));
+        let unknown = Context { supplemental_groups_policy: 7, ..Default::default() };
+        assert_eq!(refusal(unknown).0, Kind::Invalid);
         let sandbox = wire::LinuxSandboxSecurityContext { run_as_group: user(5), ..Default::default() };
         assert_eq!(
             pod(Some(sandbox), "context").unwrap_err().context,

@@ -3,7 +3,7 @@
 use engine::config::{ContainerConfig, Mount, Propagation, Strings};
 use engine::status::{ContainerState, ContainerStatus};
 
-use super::resources;
+use super::{id_maps, resources};
 use crate::parse::signal;
 use crate::proto::runtime::v1 as wire;
 
@@ -134,7 +134,8 @@ fn mount(from: &Mount, image_ref: Option<&String>) -> wire::Mount {
         }),
         image_sub_path: from.image_sub_path.clone(),
         mount_options: from.options.clone(),
-        ..Default::default()
+        uid_mappings: id_maps(from.id_maps.as_ref().map(|maps| &maps.uids)),
+        gid_mappings: id_maps(from.id_maps.as_ref().map(|maps| &maps.gids)),
     }
 }
 

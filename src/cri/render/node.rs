@@ -23,9 +23,11 @@ pub(crate) fn status(from: NodeStatus, info: &Info, verbose: bool) -> wire::Stat
         condition("RuntimeReady", "RuntimeNotReady", from.runtime),
         condition("NetworkReady", "NetworkPluginNotReady", from.network),
     ];
+    // with the node's network as well: the root is made by a process that may mount its sysfs
+    let user_namespaces = from.user_namespaces.is_ok();
     let features = wire::RuntimeHandlerFeatures {
         recursive_read_only_mounts: from.recursive_read_only,
-        user_namespaces: false,
+        user_namespaces,
     };
     let handler = |name: String| wire::RuntimeHandler { name, features: Some(features) };
     // the empty name is the default handler
@@ -37,7 +39,7 @@ pub(crate) fn status(from: NodeStatus, info: &Info, verbose: bool) -> wire::Stat
         runtime_handlers: handlers.map(handler).collect(),
         features: Some(wire::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: user_namespaces,
             mount_options: true,
         }),
     }
@@ -65,6 +67,7 @@ mod tests {
     #[test]
     fn conditions_say_why_not() {
         let from = NodeStatus {
+            user_namespaces: Ok(()),
             runtime: Ok(()),
             network: Err("no conflist in /etc/cni/net.d".into()),
             handlers: vec!["corten".into()],
@@ -81,7 +84,13 @@ mod tests {
         assert_eq!(names, ["", "corten"]);
         let features = got.runtime_handlers.iter().map(|handler| handler.features.unwrap());
         assert!(features.clone().all(|features| features.recursive_read_only_mounts));
-        assert!(got.features.unwrap().mount_options);
+        assert!(features.clone().all(|features| features.user_namespaces));
+        let of_runtime = got.features.unwrap();
+        assert!(of_runtime.mount_options && of_runtime.user_namespaces_host_network);
+        let without = NodeStatus { user_namespaces: Err("no idmapped mounts".into()), ..from.clone() };
+        let without = status(without, &info, false);
+        assert!(!without.runtime_handlers[1].features.unwrap().user_namespaces);
+        assert!(!without.features.unwrap().user_namespaces_host_network);
         let old = NodeStatus { recursive_read_only: false, ..from.clone() };
         let old = status(old, &info, false).runtime_handlers[0].features.unwrap();
         assert!(!old.recursive_read_only_mounts);

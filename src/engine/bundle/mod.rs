@@ -28,7 +28,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use self::images::Images;
-use crate::config::{ContainerConfig, NamespaceMode, PodConfig};
+use crate::config::{ContainerConfig, IdMaps, NamespaceMode, PodConfig};
 use crate::context::Context;
 use crate::record::{self, ContainerRecord, Outlive, PodRecord};
 use crate::step::Step;
@@ -97,8 +97,8 @@ pub(crate) fn check(config: &ContainerConfig, pod: &PodConfig) -> Result<()> {
     {
         return invalid("run_as_group without run_as_user");
     }
-    if security.user_namespace {
-        return Err(Error::new(Kind::Unsupported, "user namespaces are not built yet"));
+    if security.namespaces.user != pod.namespaces.user {
+        return invalid("the user namespace of a container is its pod's: both must be asked for alike");
     }
     if !config.cdi_devices.is_empty() {
         let text = format!("CDI devices are not built yet: {}", config.cdi_devices.join(", "));
@@ -109,6 +109,7 @@ pub(crate) fn check(config: &ContainerConfig, pod: &PodConfig) -> Result<()> {
     }
     resources::to_spec(&config.resources)?;
     security::check(config)?;
+    mounts::check_in(config, pod.namespaces.user.as_ref())?;
     mounts::check(config)
 }
 
@@ -177,11 +178,15 @@ fn signal_number(name: &str) -> Option<i32> {
 fn write(ctx: &Context, pod: &Pod, mut record: ContainerRecord, images: &Images) -> Result<ContainerRecord> {
     let dir = ctx.paths.container(&record.id);
     let failed = |what: &'static str| move |e: io::Error| Error::because(Kind::Internal, what, e);
-    make_dirs(&dir, images.root.lower.first()).map_err(failed("make the container's directories"))?;
+    let maps = pod.record.config.namespaces.user.as_ref();
+    make_dirs(&dir, images.root.lower.first(), maps).map_err(failed("make the container's directories"))?;
     if let Some(parent) = record.log_path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(failed("make the log's directory"))?;
     }
     let facts = gather(pod, &record, images, &dir)?;
+    if let Some(maps) = maps {
+        facts.user.check(maps)?;
+    }
     let spec = build(pod, &record, &images.root.image.config, &facts)?;
     record.user = Some((facts.user.uid, facts.user.gid, facts.user.groups.clone()));
     let text =
@@ -193,7 +198,7 @@ fn write(ctx: &Context, pod: &Pod, mut record: ContainerRecord, images: &Images)
 
 /// The container's own directories. What an overlay shows as `/` is the upper directory, so that gets the mode and owner of the
 /// image's `/`, which are those of the topmost layer.
-fn make_dirs(dir: &Path, top: Option<&PathBuf>) -> io::Result<()> {
+fn make_dirs(dir: &Path, top: Option<&PathBuf>, maps: Option<&IdMaps>) -> io::Result<()> {
     let mut private = fs::DirBuilder::new();
     private.mode(0o700).create(dir)?;
     private.create(dir.join("bundle"))?;
@@ -202,8 +207,16 @@ fn make_dirs(dir: &Path, top: Option<&PathBuf>) -> io::Result<()> {
     }
     let Some(top) = top else { return Ok(()) };
     let (root, upper) = (fs::metadata(top)?, dir.join("upper"));
-    std::os::unix::fs::chown(&upper, Some(root.uid()), Some(root.gid()))?;
+    own_mapped(&upper, &root, maps)?;
     fs::set_permissions(&upper, root.permissions())
+}
+
+/// Give a directory of a container the owner that one of its image has, as the node counts it. An owner that the pod's user namespace
+/// does not have stays what nobody in it is.
+fn own_mapped(path: &Path, like: &fs::Metadata, maps: Option<&IdMaps>) -> io::Result<()> {
+    let uid = maps.map_or(like.uid(), |m| m.uid(like.uid()).unwrap_or(like.uid()));
+    let gid = maps.map_or(like.gid(), |m| m.gid(like.gid()).unwrap_or(like.gid()));
+    std::os::unix::fs::chown(path, Some(uid), Some(gid))
 }
 
 fn gather(pod: &Pod, record: &ContainerRecord, images: &Images, dir: &Path) -> Result<Facts> {
@@ -290,6 +303,10 @@ fn namespaces(pod: &Pod, config: &ContainerConfig, facts: &Facts) -> Result<Vec<
     let shape = &pod.record.config;
     let mut list = vec![json!({"type": "mount"})];
     let of_monitor = |kind: &str| format!("/proc/{}/ns/{kind}", pod.monitor);
+    if shape.namespaces.user.is_some() {
+        let held = monitor::protocol::USER_NAMESPACE_FD;
+        list.push(json!({"type": "user", "path": format!("/proc/{}/fd/{held}", pod.monitor)}));
+    }
     if sandbox::own_ipc(shape) {
         list.push(json!({"type": "ipc", "path": of_monitor("ipc")}));
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::images::{self, Images};
 use super::{Facts, Pod};
-use crate::config::{ContainerConfig, Mount, Propagation};
+use crate::config::{ContainerConfig, IdMaps, Mount, Propagation};
 use crate::{Error, Kind, Result, sandbox};
 
 /// What is mounted.
@@ -104,7 +104,9 @@ pub(super) fn gather(pod: &Pod, config: &ContainerConfig, images: &Images, dir: 
     for (index, mount) in config.mounts.iter().enumerate() {
         let destination = clean(Path::new(&mount.container_path));
         if let Some(image) = images.volumes.get(&index) {
-            asked.push(images::volume(mount, image, destination, dir)?);
+            let mut volume = images::volume(mount, image, destination, dir)?;
+            volume.options.extend(pod.record.config.namespaces.user.as_ref().map(|_| "idmap"));
+            asked.push(volume);
             continue;
         }
         let source = source(Path::new(&mount.host_path))?;
@@ -112,7 +114,7 @@ pub(super) fn gather(pod: &Pod, config: &ContainerConfig, images: &Images, dir: 
         asked.push(Extra { source: Source::Path(source), destination, options: options(mount) });
     }
     let mut ours = of_pod(pod, config);
-    ours.extend(volumes(config, &images.root, dir)?);
+    ours.extend(volumes(config, &images.root, dir, pod.record.config.namespaces.user.as_ref())?);
     ours.retain(|mount| !asked.iter().any(|other| other.destination == mount.destination));
     ours.extend(asked);
     ours.sort_by_key(|mount| mount.destination.components().count());
@@ -161,7 +163,25 @@ fn options(mount: &Mount) -> Vec<&'static str> {
         options.push("rro");
     }
     options.extend(asked_options(mount));
+    // which are the pod's
+    options.extend(mount.id_maps.as_ref().map(|_| "idmap"));
     options
+}
+
+/// Refuse what a mount cannot be in this pod.
+pub(super) fn check_in(config: &ContainerConfig, user: Option<&IdMaps>) -> Result<()> {
+    for mount in &config.mounts {
+        let place = &mount.container_path;
+        if mount.id_maps.is_some() && mount.id_maps.as_ref() != user {
+            let text = format!("mount {place}: id mappings other than those of the pod's user namespace");
+            return Err(Error::new(Kind::Unsupported, text));
+        }
+        if user.is_some() && mount.propagation == Propagation::Bidirectional {
+            // the kernel makes such a mount a slave
+            return invalid(format!("mount {place}: nothing spreads out of a user namespace"));
+        }
+    }
+    Ok(())
 }
 
 /// Mounts can only spread where the source's own mount lets them.
@@ -221,7 +241,12 @@ fn of_pod(pod: &Pod, config: &ContainerConfig) -> Vec<Extra> {
 /// The volumes of an image. What a volume holds lives as long as the container, and so does the container's own writable layer:
 /// a volume that the image has as a directory simply stays there, with all its content. Only a volume in a
 /// read-only root, or one that the image has not, becomes a directory of its own.
-fn volumes(config: &ContainerConfig, rootfs: &image::Rootfs, dir: &Path) -> Result<Vec<Extra>> {
+fn volumes(
+    config: &ContainerConfig,
+    rootfs: &image::Rootfs,
+    dir: &Path,
+    user: Option<&IdMaps>,
+) -> Result<Vec<Extra>> {
     let mut binds = Vec::new();
     for (index, volume) in rootfs.image.config.volumes.iter().enumerate() {
         let destination = clean(Path::new(volume));
@@ -235,8 +260,11 @@ fn volumes(config: &ContainerConfig, rootfs: &image::Rootfs, dir: &Path) -> Resu
         let source = dir.join("volumes").join(index.to_string());
         let failed = |e: io::Error| Error::because(Kind::Internal, format!("make volume {volume}"), e);
         fs::create_dir_all(&source).map_err(failed)?;
+        if let (None, Some(maps)) = (&there, user) {
+            std::os::unix::fs::chown(&source, maps.uid(0), maps.gid(0)).map_err(failed)?;
+        }
         if let Some(meta) = there {
-            std::os::unix::fs::chown(&source, Some(meta.uid()), Some(meta.gid())).map_err(failed)?;
+            super::own_mapped(&source, &meta, user).map_err(failed)?;
             fs::set_permissions(&source, fs::Permissions::from_mode(meta.mode() & 0o7777)).map_err(failed)?;
         }
         let options = vec!["rbind", "rprivate", "rw"];
@@ -273,7 +301,7 @@ fn usual(privileged: bool) -> Vec<(&'static str, &'static str, Vec<&'static str>
 
 /// `mounts`: the root first.
 pub(super) fn build(config: &ContainerConfig, facts: &Facts) -> Vec<Value> {
-    let mut mounts = vec![root(facts)];
+    let mut mounts = vec![root(facts, config.security.namespaces.user.is_some())];
     for (place, kind, options) in usual(config.security.privileged) {
         if !facts.mounts.iter().any(|extra| extra.destination == Path::new(place)) {
             mounts.push(json!({"destination": place, "type": kind, "source": kind, "options": options}));
@@ -309,7 +337,7 @@ fn lowerdir(layers: &[PathBuf]) -> String {
     format!("lowerdir={}", layers.join(":"))
 }
 
-fn root(facts: &Facts) -> Value {
+fn root(facts: &Facts, mapped: bool) -> Value {
     let mut options = vec![
         lowerdir(&facts.lower),
         format!("upperdir={}", facts.dir.join("upper").display()),
@@ -317,6 +345,9 @@ fn root(facts: &Facts) -> Value {
     ];
     if facts.volatile {
         options.push("volatile".to_owned());
+    }
+    if mapped {
+        options.push("idmap".to_owned());
     }
     json!({"destination": "/", "type": "overlay", "source": "overlay", "options": options})
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use image::ImageConfig;
 use serde_json::{Value, json};
 
-use crate::config::{ContainerConfig, SecurityContext};
+use crate::config::{ContainerConfig, IdMaps, SecurityContext};
 use crate::{Error, Kind, Result};
 
 /// What PATH is when neither image nor request sets it.
@@ -20,6 +20,19 @@ pub(super) struct User {
     /// With the primary one, ascending.
     pub(super) groups: Vec<u32>,
     pub(super) home: Option<String>,
+}
+
+impl User {
+    /// Refuse ids that the pod's user namespace does not have.
+    pub(super) fn check(&self, maps: &IdMaps) -> Result<()> {
+        if maps.uid(self.uid).is_none() {
+            return invalid(format!("user {} is not mapped in the pod's user namespace", self.uid));
+        }
+        match self.groups.iter().chain([&self.gid]).find(|gid| maps.gid(**gid).is_none()) {
+            Some(gid) => invalid(format!("group {gid} is not mapped in the pod's user namespace")),
+            None => Ok(()),
+        }
+    }
 }
 
 fn invalid<T>(text: impl Into<String>) -> Result<T> {
@@ -177,6 +190,18 @@ mod tests {
         assert_eq!(with(|s| s.run_as_user = Some(-1), ""), Err(Kind::Invalid));
         let group = |s: &mut SecurityContext| (s.run_as_user, s.run_as_group) = (Some(1000), Some(5));
         assert_eq!(with(group, ""), Ok((1000, 5, vec![5, 50000])));
+    }
+
+    #[test]
+    fn ids_must_be_in_the_pods_user_namespace() {
+        let maps = IdMaps::parse("0 1000 10", "0 1000 20").unwrap();
+        let check = |uid, gid, groups: &[u32]| {
+            User { uid, gid, groups: groups.to_vec(), home: None }.check(&maps).map_err(|e| e.kind)
+        };
+        assert_eq!(check(9, 19, &[19, 3]), Ok(()));
+        assert_eq!(check(10, 0, &[]), Err(Kind::Invalid));
+        assert_eq!(check(0, 20, &[]), Err(Kind::Invalid));
+        assert_eq!(check(0, 0, &[20]), Err(Kind::Invalid));
     }
 
     #[test]

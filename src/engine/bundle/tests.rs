@@ -195,7 +195,8 @@ fn what_is_refused_before_anything_is_made() {
     assert_eq!(refused(|_| ()), Ok(()));
     assert_eq!(refused(|c| c.security.privileged = true), Err(Kind::Invalid));
     assert_eq!(refused(|c| c.security.run_as_group = Some(1)), Err(Kind::Invalid));
-    assert_eq!(refused(|c| c.security.user_namespace = true), Err(Kind::Unsupported));
+    let maps = oci::IdMaps::parse("0 1000 10", "0 1000 10");
+    assert_eq!(refused(|c| c.security.namespaces.user = maps.clone()), Err(Kind::Invalid), "not its pod's");
     assert_eq!(refused(|c| c.cdi_devices = vec!["a/b=c".into()]), Err(Kind::Unsupported));
     assert_eq!(refused(|c| c.image = String::new()), Err(Kind::Invalid));
     assert_eq!(refused(|c| c.stop_signal = Some(0)), Err(Kind::Invalid));
@@ -248,4 +249,31 @@ fn the_root_has_the_mode_and_owner_of_the_images() {
     make_dirs(&container, Some(&top)).unwrap();
     let upper = fs::metadata(container.join("upper")).unwrap();
     assert_eq!((upper.uid(), upper.gid(), upper.permissions().mode() & 0o7777), (1000, 2000, 0o1711));
+}
+
+#[test]
+fn a_container_is_in_the_user_namespace_of_its_pod() {
+    let maps = oci::IdMaps::parse("0 1000 10", "0 1000 10");
+    let in_pod = |edit: &dyn Fn(&mut ContainerConfig)| {
+        let pod = pod(|p| p.namespaces.user = maps.clone());
+        let mut config = config(json!({}));
+        config.security.namespaces.user = maps.clone();
+        edit(&mut config);
+        check(&config, &pod.record.config).map_err(|e| e.kind)
+    };
+    let mount = |edit: fn(&mut crate::config::Mount)| {
+        let mut mount = crate::config::Mount {
+            container_path: "/data".into(),
+            host_path: "/x".into(),
+            ..crate::config::Mount::default()
+        };
+        edit(&mut mount);
+        mount
+    };
+    assert_eq!(in_pod(&|_| ()), Ok(()));
+    assert_eq!(in_pod(&|c| c.security.namespaces.user = None), Err(Kind::Invalid));
+    let own = |m: &mut crate::config::Mount| m.id_maps = oci::IdMaps::parse("0 1000 10", "0 1000 10");
+    assert_eq!(in_pod(&|c| c.mounts = vec![mount(own)]), Ok(()));
+    let other = |m: &mut crate::config::Mount| m.id_maps = oci::IdMaps::parse("0 2000 10", "0 1000 10");
+    assert_eq!(in_pod(&|c| c.mounts = vec![mount(other)]), Err(Kind::Unsupported));
 }

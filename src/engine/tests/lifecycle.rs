@@ -52,6 +52,100 @@ async fn a_pod_from_its_birth_to_its_end() {
     engine.drain().await;
 }
 
+/// Layers with the owners that they have, whatever the pod's users are outside; a network that is the pod's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_in_a_user_namespace() {
+    if !private("a_pod_in_a_user_namespace") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    if let Err(why) = engine.status().await.user_namespaces {
+        eprintln!("SKIP a_pod_in_a_user_namespace: {why}");
+        return;
+    }
+    let maps = engine::config::IdMaps::parse("0 100000 65536", "0 100000 65536");
+    let mut config = node.pod("p");
+    config.namespaces.user = maps.clone();
+    config.sysctls = [("net.ipv4.ip_unprivileged_port_start".to_owned(), "80".to_owned())].into();
+    let pod = engine.run_pod(config).await.unwrap();
+    let volume = node.at("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let script = "cat /proc/self/uid_map; stat -c '%u %n' / /bin/sh /dev/shm /etc/hosts /volume; echo x > /made; \
+        echo x > /volume/made; echo x >> /etc/hosts; echo x > /dev/shm/x; \
+        cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ip -o addr show | wc -l; exec sleep 1000";
+    let mut wanted = node.container("main", script);
+    wanted.security.namespaces.user = maps.clone();
+    wanted.mounts = vec![engine::config::Mount {
+        container_path: "/volume".into(),
+        host_path: volume.display().to_string(),
+        id_maps: maps.clone(),
+        ..Default::default()
+    }];
+    let id = engine.create_container(pod.as_str(), wanted).await.unwrap();
+    engine.start_container(id.as_str()).await.unwrap();
+    eventually("it has said all", || node.log("p", "main").lines().count() >= 8).await;
+    let text = node.log("p", "main");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
+    assert_eq!(lines[1..7], ["0 /", "0 /bin/sh", "0 /dev/shm", "0 /etc/hosts", "0 /volume", "80"], "{text}");
+    let owner =
+        |path: std::path::PathBuf| std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(path).unwrap());
+    assert_eq!(owner(volume.join("made")), 0);
+    assert_eq!(owner(node.at("state/containers").join(id.as_str()).join("upper/made")), 100_000);
+    let look = vec!["/bin/cat".to_owned(), "/proc/self/uid_map".to_owned()];
+    let out = engine.exec_sync(id.as_str(), look, Duration::ZERO).await.unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).contains("100000"), "{out:?}");
+    let outside = node.container("outside", "true");
+    assert_eq!(engine.create_container(pod.as_str(), outside).await.unwrap_err().kind, Kind::Invalid);
+    let mut beyond = node.container("beyond", "true");
+    beyond.security.namespaces.user = maps.clone();
+    beyond.security.run_as_user = Some(70_000);
+    assert_eq!(engine.create_container(pod.as_str(), beyond).await.unwrap_err().kind, Kind::Invalid);
+    // the next daemon knows it as well
+    engine.drain().await;
+    drop(engine);
+    let engine = node.open().await;
+    let mut second = node.container("second", "cat /proc/self/uid_map");
+    second.security.namespaces.user = maps;
+    let id = engine.create_container(pod.as_str(), second).await.unwrap();
+    engine.start_container(id.as_str()).await.unwrap();
+    assert_eq!(node.ended(&engine, &id).await.0, 0);
+    assert!(node.log("p", "second").contains("100000"));
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_in_a_user_namespace_with_the_nodes_network() {
+    if !private("a_pod_in_a_user_namespace_with_the_nodes_network") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    if let Err(why) = engine.status().await.user_namespaces {
+        eprintln!("SKIP a_pod_in_a_user_namespace_with_the_nodes_network: {why}");
+        return;
+    }
+    let maps = engine::config::IdMaps::parse("0 100000 65536", "0 100000 65536");
+    let mut config = node.pod("p");
+    config.namespaces.user = maps.clone();
+    config.namespaces.network = NamespaceMode::Node;
+    let pod = engine.run_pod(config).await.unwrap();
+    let mut wanted =
+        node.container("main", "cat /proc/self/uid_map; readlink /proc/self/ns/net; ls /sys/class/net");
+    wanted.security.namespaces.user = maps;
+    wanted.security.namespaces.network = NamespaceMode::Node;
+    let id = engine.create_container(pod.as_str(), wanted).await.unwrap();
+    engine.start_container(id.as_str()).await.unwrap();
+    assert_eq!(node.ended(&engine, &id).await.0, 0);
+    let own = std::fs::read_link("/proc/self/ns/net").unwrap().display().to_string();
+    let text = node.log("p", "main");
+    assert!(text.contains("100000") && text.contains(&own) && text.contains("lo"), "{text}");
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exits_have_codes_and_reasons() {
     if !private("exits_have_codes_and_reasons") {

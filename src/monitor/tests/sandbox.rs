@@ -71,6 +71,62 @@ fn namespaces_and_sysctls() {
     assert!(!lives(reaper));
 }
 
+#[test]
+fn a_pod_in_a_user_namespace() {
+    needs_root!("a_pod_in_a_user_namespace");
+    let range = json!([{ "inside": 0, "outside": 100_000, "length": 65_536 }]);
+    let pod = Pod::with(json!({
+        "version": 1, "hostname": "pod-u", "ipc": true, "pid": true, "own_network": true,
+        "user": { "uids": range, "gids": range },
+        "sysctls": { "kernel.shmmax": "123456789", "fs/mqueue/msg_max": "17", "kernel.domainname": "here" },
+    }))
+    .expect("monitor");
+    let (me, monitor) = (std::process::id(), pod.monitor_pid());
+    // it stays out itself
+    for (name, own) in [("user", false), ("uts", true), ("ipc", true), ("net", false), ("pid", false)] {
+        assert_eq!(namespace(me, name) != namespace(monitor, name), own, "{name}");
+    }
+    let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0;
+    let line = fs::read_to_string(format!("/proc/{reaper}/cmdline")).expect("cmdline");
+    assert_eq!(line.trim_end_matches('\0'), "corten-reaper");
+    let held = |number: i32| format!("/proc/{monitor}/fd/{number}");
+    let mut made = pod.bundle(&[
+        "/bin/sh",
+        "-c",
+        "cat /proc/self/uid_map; hostname; cat /proc/sys/kernel/shmmax /proc/sys/fs/mqueue/msg_max; \
+         hostname mine && ip addr add 10.9.8.7/8 dev lo && ip -o link show lo up | wc -l; \
+         readlink /proc/1/ns/user /proc/self/ns/user | uniq | wc -l; stat -c %u /proc/1",
+    ]);
+    made.bundle.set(
+        "linux",
+        "namespaces",
+        json!([
+            { "type": "user", "path": held(monitor::protocol::USER_NAMESPACE_FD) },
+            { "type": "network", "path": held(monitor::protocol::NETWORK_NAMESPACE_FD) },
+            { "type": "pid", "path": format!("/proc/{reaper}/ns/pid") },
+            { "type": "uts", "path": format!("/proc/{monitor}/ns/uts") },
+            { "type": "ipc", "path": format!("/proc/{monitor}/ns/ipc") },
+            { "type": "mount" },
+        ]),
+    );
+    let all = json!(["CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_PTRACE"]);
+    made.bundle.set(
+        "process",
+        "capabilities",
+        json!({ "bounding": all, "effective": all, "permitted": all }),
+    );
+    pod.start(&made);
+    pod.exit(&made.id);
+    let text = joined(&made.log, "stdout");
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"], "{text}");
+    assert_eq!(lines[1..5], ["pod-u", "123456789", "17", "1"], "{text}");
+    // the reaper's files in /proc may be nobody's, as those of all that must not be looked into
+    assert!(["0", "65534"].contains(lines.last().unwrap()), "{text}");
+    pod.shut_down();
+    assert!(!lives(reaper));
+}
+
 /// The disk of its own log may be the full one that it complains of.
 #[test]
 fn a_complaint_that_cannot_be_written_is_no_end() {
