@@ -133,7 +133,7 @@ async fn a_pod_in_a_user_namespace_with_the_nodes_network() {
     config.namespaces.network = NamespaceMode::Node;
     let pod = engine.run_pod(config).await.unwrap();
     let mut wanted =
-        node.container("main", "cat /proc/self/uid_map; readlink /proc/self/ns/net; ls /sys/class/net");
+        node.container("main", "cat /proc/self/uid_map; ls -l /proc/self/ns/net; ls /sys/class/net");
     wanted.security.namespaces.user = maps;
     wanted.security.namespaces.network = NamespaceMode::Node;
     let id = engine.create_container(pod.as_str(), wanted).await.unwrap();
