@@ -195,8 +195,10 @@ fn what_is_refused_before_anything_is_made() {
     assert_eq!(refused(|_| ()), Ok(()));
     assert_eq!(refused(|c| c.security.privileged = true), Err(Kind::Invalid));
     assert_eq!(refused(|c| c.security.run_as_group = Some(1)), Err(Kind::Invalid));
-    let maps = oci::IdMaps::parse("0 1000 10", "0 1000 10");
-    assert_eq!(refused(|c| c.security.namespaces.user = maps.clone()), Err(Kind::Invalid), "not its pod's");
+    let other = |c: &mut ContainerConfig| {
+        c.security.namespaces.user = oci::IdMaps::parse("0 1000 10", "0 1000 10");
+    };
+    assert_eq!(refused(other), Err(Kind::Invalid), "not its pod's");
     assert_eq!(refused(|c| c.cdi_devices = vec!["a/b=c".into()]), Err(Kind::Unsupported));
     assert_eq!(refused(|c| c.image = String::new()), Err(Kind::Invalid));
     assert_eq!(refused(|c| c.stop_signal = Some(0)), Err(Kind::Invalid));
@@ -246,9 +248,15 @@ fn the_root_has_the_mode_and_owner_of_the_images() {
     fs::create_dir(&top).unwrap();
     chown(&top, Some(1000), Some(2000)).unwrap();
     fs::set_permissions(&top, fs::Permissions::from_mode(0o1711)).unwrap();
-    make_dirs(&container, Some(&top)).unwrap();
+    make_dirs(&container, Some(&top), None).unwrap();
     let upper = fs::metadata(container.join("upper")).unwrap();
     assert_eq!((upper.uid(), upper.gid(), upper.permissions().mode() & 0o7777), (1000, 2000, 0o1711));
+    // in a user namespace: what its ids are outside
+    let maps = oci::IdMaps::parse("0 100000 65536", "0 200000 65536").unwrap();
+    let container = scratch.path().join("mapped");
+    make_dirs(&container, Some(&top), Some(&maps)).unwrap();
+    let upper = fs::metadata(container.join("upper")).unwrap();
+    assert_eq!((upper.uid(), upper.gid()), (101_000, 202_000));
 }
 
 #[test]
@@ -256,8 +264,7 @@ fn a_container_is_in_the_user_namespace_of_its_pod() {
     let maps = oci::IdMaps::parse("0 1000 10", "0 1000 10");
     let in_pod = |edit: &dyn Fn(&mut ContainerConfig)| {
         let pod = pod(|p| p.namespaces.user = maps.clone());
-        let mut config = config(json!({}));
-        config.security.namespaces.user = maps.clone();
+        let mut config = (*record(|c| c.security.namespaces.user = maps.clone()).config).clone();
         edit(&mut config);
         check(&config, &pod.record.config).map_err(|e| e.kind)
     };
@@ -276,4 +283,9 @@ fn a_container_is_in_the_user_namespace_of_its_pod() {
     assert_eq!(in_pod(&|c| c.mounts = vec![mount(own)]), Ok(()));
     let other = |m: &mut crate::config::Mount| m.id_maps = oci::IdMaps::parse("0 2000 10", "0 1000 10");
     assert_eq!(in_pod(&|c| c.mounts = vec![mount(other)]), Err(Kind::Unsupported));
+    let pod = pod(|p| p.namespaces.user = maps.clone());
+    let spec = spec(&pod, &record(|c| c.security.namespaces.user = maps.clone()), &facts());
+    let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+    assert!(namespaces.contains(&json!({"type": "user", "path": "/proc/77/fd/64"})), "{spec}");
+    assert!(spec["mounts"][0]["options"].as_array().unwrap().contains(&json!("idmap")), "{spec}");
 }
