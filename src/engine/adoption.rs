@@ -14,6 +14,7 @@ use monitor::protocol::{Known, Reply};
 use oci::PodId;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::apparmor::AppArmor;
 use crate::container::{self, Container, Ending, State};
 use crate::context::{Context, now};
 use crate::debts::{Debt, blocking};
@@ -23,6 +24,7 @@ use crate::pod::{self, Command, State as PodState, Teardown};
 use crate::process::{self, Alive, Event, Monitor};
 use crate::record::{self, ContainerIntent, ContainerRecord, Found, PodRecord};
 use crate::recovery::{self, Adopted, Fate, Observed};
+use crate::selinux::Selinux;
 use crate::step::Step;
 use crate::trash::Trash;
 use crate::{Error, Kind, Result, Settings, events, sandbox, sweeper};
@@ -42,12 +44,17 @@ pub(crate) async fn open(
     let trash = Trash::open(&[paths.pods(), paths.containers()]).map_err(failed)?;
     let program = sys::memfd::Program::load(&settings.runtime)
         .map_err(|e| Error::because(Kind::Internal, "load the runtime program", e))?;
+    let apparmor = tokio::task::spawn_blocking(AppArmor::open)
+        .await
+        .map_err(|e| Error::because(Kind::Internal, "load the AppArmor profile", e))?;
     let ctx = Arc::new(Context {
         settings,
         paths,
         images,
         network,
         program,
+        apparmor,
+        selinux: Selinux::open(),
         trash,
         index: Default::default(),
         sizes: Default::default(),

@@ -5,10 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sys::memfd::Program;
 use tokio::sync::OnceCell;
 
+use crate::apparmor::AppArmor;
 use crate::events::Events;
 use crate::index::Index;
 use crate::paths::Paths;
 use crate::rates::Rates;
+use crate::selinux::Selinux;
 use crate::sizes::Sizes;
 use crate::trash::Trash;
 use crate::{Settings, process};
@@ -21,6 +23,8 @@ pub(crate) struct Context {
     pub(crate) network: network::Network,
     /// The `corten-runtime` that monitors are started from.
     pub(crate) program: Program,
+    pub(crate) apparmor: AppArmor,
+    pub(crate) selinux: Selinux,
     pub(crate) index: Index,
     /// Where directories of state go.
     pub(crate) trash: Trash,

@@ -80,6 +80,8 @@ impl Engine {
         answer: Answer<PodId>,
     ) -> Result<Option<(PodHandle, Answer<PodId>)>> {
         let id = PodId::from_random(rand::random());
+        // until the pod is in the index, where the next one looks
+        let _alone = self.ctx.selinux.choosing();
         let record = PodRecord {
             version: record::VERSION,
             cgroup: sandbox::cgroup_of(&self.ctx.settings, config, id.as_str())?,
@@ -90,6 +92,7 @@ impl Engine {
             ips: Vec::new(),
             netns: None,
             limits: PodLimits::default(),
+            selinux_level: self.selinux_level(config)?,
         };
         let mut answer = Some(answer);
         let mut made = None;
@@ -120,6 +123,16 @@ impl Engine {
         let sent = ask(&handle, |answer| Command::Limit { limits, answer }).await;
         let gone = Err(Error::new(Kind::NotFound, format!("there is no pod {id:?}")));
         self.or_gone(&handle, sent, gone)
+    }
+
+    /// A level that no other pod has.
+    fn selinux_level(&self, config: &PodConfig) -> Result<String> {
+        if !self.ctx.selinux.enabled() {
+            return Ok(String::new());
+        }
+        let pods = self.ctx.index.pods();
+        let taken = pods.iter().map(|pod| pod.look().status.selinux_level.clone()).collect();
+        self.ctx.selinux.pod_level(config, &taken)
     }
 
     /// Stop a pod: kill its containers, release its network. Idempotent; an unknown id is fine.

@@ -9,9 +9,11 @@ use monitor::protocol::{Known, Reply, Request};
 use oci::{ContainerId, PodId};
 
 use crate::Settings;
+use crate::apparmor::AppArmor;
 use crate::context::Context;
 use crate::paths::Paths;
 use crate::record::{ContainerIntent, ContainerRecord, PodIntent, PodRecord, Progress, VERSION};
+use crate::selinux::Selinux;
 use crate::trash::Trash;
 
 pub(crate) async fn context(root: &Path) -> Arc<Context> {
@@ -34,6 +36,8 @@ pub(crate) async fn context(root: &Path) -> Arc<Context> {
         std::fs::create_dir_all(dir).unwrap();
     }
     Arc::new(Context {
+        selinux: Selinux::at(&root.join("selinux")),
+        apparmor: AppArmor::at(&root.join("sys"), Vec::new()),
         program: sys::memfd::Program::load(&settings.runtime).unwrap(),
         trash: Trash::open(&[]).unwrap(),
         images: image::Store::open(images).await.unwrap(),
@@ -55,6 +59,7 @@ pub(crate) fn pod(n: u8) -> PodRecord {
         id: PodId::from_random([n; 32]),
         config: Arc::new(serde_json::from_value(config).unwrap()),
         created_at: 1,
+        selinux_level: String::new(),
         intent: PodIntent::Run,
         ips: Vec::new(),
         netns: None,

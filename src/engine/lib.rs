@@ -12,6 +12,7 @@
 //! figures             usage, sizes, rates,   slow requests      step
 //!                     metrics                removed trees      trash
 //! events              events                 what is nobody's   sweeper
+//! security modules    apparmor, selinux
 //! ```
 //!
 //! No request owns work, no lock is held across an await, and everything acquired is reachable from a record or from
@@ -21,6 +22,7 @@
 
 mod admission;
 mod adoption;
+mod apparmor;
 mod bundle;
 pub mod config;
 mod container;
@@ -48,6 +50,7 @@ mod rates;
 mod record;
 mod recovery;
 mod sandbox;
+mod selinux;
 mod settings;
 mod sizes;
 mod stages;

@@ -66,6 +66,9 @@ pub(crate) struct PodRecord {
     /// What took the place of the configuration's limits.
     #[serde(default)]
     pub(crate) limits: PodLimits,
+    /// SELinux level of its containers; empty: SELinux was off when it was made.
+    #[serde(default)]
+    pub(crate) selinux_level: String,
 }
 
 /// What was asked for and is not done yet, for a container.

@@ -209,6 +209,7 @@ mod tests {
             id: pod_id(n),
             config: std::sync::Arc::new(serde_json::from_value(config).unwrap()),
             created_at: 1,
+            selinux_level: String::new(),
             intent,
             ips: Vec::new(),
             netns: None,

@@ -26,7 +26,7 @@ use crate::debts::{Debt, blocking};
 use crate::process::{self, Monitor};
 use crate::record::{self, Outlive, PodIntent, PodRecord};
 use crate::step::Step;
-use crate::{Error, Kind, Result, Settings};
+use crate::{Error, Kind, Result, Settings, selinux};
 
 /// A pod that was set up.
 #[derive(Debug)]
@@ -195,6 +195,7 @@ pub(crate) async fn set_up(ctx: &Arc<Context>, mut record: PodRecord, step: &Ste
     let (ctx, kept) = (ctx.clone(), record.clone());
     let write = move || {
         write_hosts(&ctx.paths.run_pod(&kept.id), &kept)?;
+        label_files(&ctx, &kept, &["hosts"])?;
         let dir = ctx.paths.pod(&kept.id);
         record::write(&dir, &kept, Outlive::PowerCut).map_err(|e| named("write the record in", &dir, e))
     };
@@ -223,9 +224,19 @@ fn prepare(ctx: &Context, record: &PodRecord) -> io::Result<()> {
         give_to_root(&dir.join(name), config)?;
     }
     if own_ipc(config) {
-        mount_shm(&ctx.paths.shm(&record.id), ctx.settings.shm_size, root_of(config))?;
+        let label = ctx.selinux.pod_files(&record.selinux_level, config);
+        mount_shm(&ctx.paths.shm(&record.id), ctx.settings.shm_size, root_of(config), label)?;
     }
-    Ok(())
+    label_files(ctx, record, &["hostname", "resolv.conf"])
+}
+
+/// The pod's files are its containers'.
+fn label_files(ctx: &Context, record: &PodRecord, names: &[&str]) -> io::Result<()> {
+    let Some(label) = ctx.selinux.pod_files(&record.selinux_level, &record.config) else { return Ok(()) };
+    let dir = ctx.paths.run_pod(&record.id);
+    names.iter().try_for_each(|name| {
+        selinux::relabel(&dir.join(name), &label).map_err(|e| io::Error::other(e.chain()))
+    })
 }
 
 /// A pod's root may edit the pod's files.
@@ -249,10 +260,13 @@ fn write_file(path: &Path, content: &[u8]) -> io::Result<()> {
     file.and_then(|mut file| file.write_all(content)).map_err(|e| named("write", path, e))
 }
 
-fn mount_shm(path: &Path, size: u64, (uid, gid): (u32, u32)) -> io::Result<()> {
+fn mount_shm(path: &Path, size: u64, (uid, gid): (u32, u32), label: Option<String>) -> io::Result<()> {
     fs::create_dir(path).map_err(|e| named("make", path, e))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let options = format!("mode=1777,size={size},uid={uid},gid={gid}");
+    let mut options = format!("mode=1777,size={size},uid={uid},gid={gid}");
+    if let Some(label) = label {
+        options += &format!(",context=\"{label}\"");
+    }
     mount(Some("shm"), path, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|e| named("mount a tmpfs on", path, e.into()))
 }

@@ -36,6 +36,8 @@ pub struct PodStatus {
     pub pid: Option<i32>,
     /// Pinned network namespace; `None` with the host's network.
     pub netns: Option<PathBuf>,
+    /// SELinux level of its containers (`s0:c1,c2`); empty where SELinux is off.
+    pub selinux_level: String,
 }
 
 /// A pod and its containers at one moment.

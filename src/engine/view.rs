@@ -42,6 +42,7 @@ pub(crate) fn pod_status(record: &PodRecord, stage: PodStage, pid: Option<i32>) 
         limits: record.limits.clone(),
         pid,
         netns: record.netns.clone().filter(|_| ready),
+        selinux_level: record.selinux_level.clone(),
     }
 }
 

@@ -149,8 +149,9 @@ pub(crate) fn set_rlimits(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// Say which AppArmor profile and SELinux context the exec switches to.
-pub(crate) fn set_labels(proc: &Proc, process: &Process) -> Result<()> {
+/// Say which AppArmor profile and SELinux context the exec switches to. The session keyring gets the context's label, or its
+/// processes could not use it.
+pub(crate) fn set_labels(proc: &Proc, process: &Process, warnings: &mut Vec<String>) -> Result<()> {
     if let Some(profile) = process.apparmor_profile().as_deref().filter(|p| !p.is_empty()) {
         let value = format!("exec {profile}");
         match proc.write("self/attr/apparmor/exec", &value) {
@@ -173,6 +174,16 @@ pub(crate) fn set_labels(proc: &Proc, process: &Process) -> Result<()> {
             return Err(Error::unsupported("set SELinux label", label, "this kernel runs no SELinux"));
         }
         proc.write("self/attr/exec", label).step("set SELinux label", label)?;
+        match proc.write("self/attr/keycreate", label) {
+            Ok(()) => {
+                sys::prctl::new_session_keyring().step("make a session keyring", label)?;
+                // an empty label would be a write of nothing: a newline is how it is taken back
+                proc.write("self/attr/keycreate", "\n").step("take back the label of keys", label)?;
+            }
+            // without keyrings
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => warnings.push(format!("keys do not get the SELinux label {label}: {e}")),
+        }
     }
     Ok(())
 }

@@ -64,7 +64,7 @@ impl Launch<'_> {
             }
             set_rlimits(self.process)?;
         }
-        set_labels(self.proc, self.process)?;
+        set_labels(self.proc, self.process, warnings)?;
         let early = std::env::set_current_dir(self.process.cwd());
         credentials::become_user(self.process, self.sets)?;
         // A directory that only its user may enter: root may lack the capability, or be squashed (NFS).

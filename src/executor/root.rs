@@ -374,6 +374,11 @@ impl Root {
                 other.map_err(|e| Complaint(e, fs.complaint()).at(&step, entry.destination.display()))?
             }
         };
+        if kind == "mqueue"
+            && let Some(label) = &self.label
+        {
+            label_root(&new, label).step(&step, entry.destination.display())?;
+        }
         finish(&Entry { attributes: Attributes::default(), ..entry.clone() }, new.as_fd())?;
         mount::attach(new.as_fd(), target.as_fd()).step("mount at", entry.destination.display())?;
         if kind == "devpts" && entry.destination == Path::new("/dev/pts") {
@@ -421,7 +426,7 @@ impl Root {
         if source.starts_with('/') && entry.attributes.set & mount::RDONLY != 0 {
             fs.flag("ro")?;
         }
-        if let Some(label) = self.label.as_ref().filter(|_| matches!(kind, "tmpfs" | "devpts" | "mqueue")) {
+        if let Some(label) = self.label.as_ref().filter(|_| matches!(kind, "tmpfs" | "devpts")) {
             fs.set("context", label)?;
         }
         Ok(())
@@ -492,6 +497,14 @@ impl Root {
         }
         Ok(())
     }
+}
+
+/// A file system that takes no `context=` has its root labelled instead; what is made in it follows the policy.
+fn label_root(mount: &OwnedFd, label: &str) -> io::Result<()> {
+    use nix::fcntl::{OFlag, openat};
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = openat(mount, ".", flags, nix::sys::stat::Mode::empty())?;
+    Ok(sys::path::set_xattr(root.as_fd(), std::ffi::OsStr::new("security.selinux"), label.as_bytes())?)
 }
 
 fn copy_cgroup(cgroup: &Cgroup, hierarchy: &Hierarchy) -> Result<OwnedFd> {

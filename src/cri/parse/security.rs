@@ -222,7 +222,14 @@ fn seccomp(from: Option<wire::SecurityProfile>, old: &str, field: &str) -> Resul
 
 fn apparmor(from: Option<wire::SecurityProfile>, old: &str, field: &str) -> Result<SecurityProfile> {
     match from {
-        Some(from) => given(from, &format!("{field}.apparmor")),
+        Some(from) => Ok(match given(from, &format!("{field}.apparmor"))? {
+            // some clients keep the prefix of the older field
+            SecurityProfile::Localhost(name) => {
+                let plain = name.strip_prefix("localhost/").unwrap_or(&name).to_owned();
+                SecurityProfile::Localhost(filled(plain, &format!("{field}.apparmor.localhost_ref"))?)
+            }
+            other => other,
+        }),
         None => spelled(old, &format!("{field}.apparmor_profile")),
     }
 }
@@ -492,10 +499,14 @@ mod tests {
             }
         }
         assert_eq!(apparmor(None, "localhost/tight", "context").unwrap(), P::Localhost("tight".into()));
-        assert_eq!(
-            apparmor(profile(ProfileType::Localhost, "tight"), "unconfined", "context").unwrap(),
-            P::Localhost("tight".into())
-        );
+        for name in ["tight", "localhost/tight"] {
+            assert_eq!(
+                apparmor(profile(ProfileType::Localhost, name), "unconfined", "context").unwrap(),
+                P::Localhost("tight".into())
+            );
+        }
+        let nameless = apparmor(profile(ProfileType::Localhost, "localhost/"), "", "context").unwrap_err();
+        assert_eq!(nameless.context, "context.apparmor.localhost_ref: missing");
     }
 
     #[test]

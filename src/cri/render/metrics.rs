@@ -332,6 +332,7 @@ mod tests {
             ips: Vec::new(),
             limits: Default::default(),
             pid: None,
+            selinux_level: String::new(),
             netns: None,
         };
         let counters = Counters { bytes: 11, packets: 12, errors: 13, dropped: 14 };

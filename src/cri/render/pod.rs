@@ -98,6 +98,7 @@ mod tests {
             ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
             limits: Default::default(),
             pid: None,
+            selinux_level: String::new(),
             netns: None,
         }
     }

@@ -208,6 +208,7 @@ mod tests {
                 ips: Vec::new(),
                 limits: Default::default(),
                 pid: None,
+                selinux_level: String::new(),
                 netns: None,
             },
             timestamp: 5,

@@ -7,8 +7,8 @@
 //! build      facts ─▶ config.json, pure
 //! ```
 //!
-//! The parts: `process` (arguments, environment, user), `mounts`, `images` (volumes that are images), `devices`, `security` (capabilities, seccomp,
-//! AppArmor), `resources`. The root is an overlay that the executor mounts in the container's own mount namespace: the first
+//! The parts: `process` (arguments, environment, user), `mounts`, `images` (volumes that are images), `devices`, `security` (capabilities, seccomp),
+//! `resources`. The root is an overlay that the executor mounts in the container's own mount namespace: the first
 //! entry of `mounts`, with destination `/`. Namespaces of the pod are named by path: those of its monitor, of its PID
 //! reaper, and the pinned network namespace.
 
@@ -31,6 +31,7 @@ use self::images::Images;
 use crate::config::{ContainerConfig, IdMaps, NamespaceMode, PodConfig};
 use crate::context::Context;
 use crate::record::{self, ContainerRecord, Outlive, PodRecord};
+use crate::selinux::Labels;
 use crate::step::Step;
 use crate::{Error, Kind, Result, sandbox};
 
@@ -65,6 +66,7 @@ struct Facts {
     /// JSON of `linux.seccomp`; `None`: unconfined.
     seccomp: Option<Value>,
     apparmor: Option<String>,
+    selinux: Option<Labels>,
 }
 
 /// Whole path of a container's log; empty: none.
@@ -183,7 +185,7 @@ fn write(ctx: &Context, pod: &Pod, mut record: ContainerRecord, images: &Images)
     if let Some(parent) = record.log_path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(failed("make the log's directory"))?;
     }
-    let facts = gather(pod, &record, images, &dir)?;
+    let facts = gather((ctx, pod), &record, images, &dir)?;
     if let Some(maps) = maps {
         facts.user.check(maps)?;
     }
@@ -219,7 +221,12 @@ fn own_mapped(path: &Path, like: &fs::Metadata, maps: Option<&IdMaps>) -> io::Re
     std::os::unix::fs::chown(path, Some(uid), Some(gid))
 }
 
-fn gather(pod: &Pod, record: &ContainerRecord, images: &Images, dir: &Path) -> Result<Facts> {
+fn gather(
+    (ctx, pod): (&Context, &Pod),
+    record: &ContainerRecord,
+    images: &Images,
+    dir: &Path,
+) -> Result<Facts> {
     let config = &record.config;
     let privileged = config.security.privileged;
     let capabilities = security::capabilities(&config.security)?;
@@ -227,16 +234,20 @@ fn gather(pod: &Pod, record: &ContainerRecord, images: &Images, dir: &Path) -> R
         NamespaceMode::Pod => Some(reaper_pid(&pod.run_dir)?),
         _ => None,
     };
+    let shape = &pod.record.config;
+    let selinux = ctx.selinux.labels(&pod.record.selinux_level, shape, config)?;
+    let label = selinux.as_ref().map(|labels| labels.mount.as_str());
     Ok(Facts {
         lower: lower(&images.root, dir)?,
         dir: dir.to_owned(),
         volatile: kernel_has_volatile(),
         reaper,
         user: process::user(&config.security, &images.root.image.config, &images.root.lower)?,
-        mounts: mounts::gather(pod, config, images, dir)?,
+        mounts: mounts::gather((pod, config), images, dir, label)?,
         devices: devices::gather(config, privileged)?,
         seccomp: security::seccomp(&config.security, &capabilities)?,
-        apparmor: security::apparmor(&config.security)?,
+        apparmor: ctx.apparmor.choose(&config.security)?,
+        selinux,
     })
 }
 
@@ -288,6 +299,10 @@ fn build(pod: &Pod, record: &ContainerRecord, image: &image::ImageConfig, facts:
     process["oomScoreAdj"] = config.resources.oom_score_adj.into();
     if let Some(profile) = &facts.apparmor {
         process["apparmorProfile"] = profile.clone().into();
+    }
+    if let Some(labels) = &facts.selinux {
+        process["selinuxLabel"] = labels.process.clone().into();
+        linux["mountLabel"] = labels.mount.clone().into();
     }
     Ok(json!({
         "ociVersion": OCI_VERSION,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::images::{self, Images};
 use super::{Facts, Pod};
 use crate::config::{ContainerConfig, IdMaps, Mount, Propagation};
-use crate::{Error, Kind, Result, sandbox};
+use crate::{Error, Kind, Result, sandbox, selinux};
 
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,12 +68,6 @@ pub(super) fn check(config: &ContainerConfig) -> Result<()> {
             return invalid(format!("mount {place}: {option:?} is none of {}", OPTIONS.join(", ")));
         }
         images::check(mount)?;
-        if mount.selinux_relabel && Path::new("/sys/fs/selinux/enforce").exists() {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!("mount {place}: SELinux labels are not built yet"),
-            ));
-        }
     }
     Ok(())
 }
@@ -93,8 +87,13 @@ fn clean(path: &Path) -> PathBuf {
     out
 }
 
-/// Look at all sources.
-pub(super) fn gather(pod: &Pod, config: &ContainerConfig, images: &Images, dir: &Path) -> Result<Vec<Extra>> {
+/// Look at all sources. `label`: what SELinux calls the container's files, where it is on.
+pub(super) fn gather(
+    (pod, config): (&Pod, &ContainerConfig),
+    images: &Images,
+    dir: &Path,
+    label: Option<&str>,
+) -> Result<Vec<Extra>> {
     let table = match config.mounts.iter().any(|mount| mount.propagation != Propagation::Private) {
         true => fs::read_to_string("/proc/self/mountinfo")
             .map_err(|e| Error::because(Kind::Internal, "read /proc/self/mountinfo", e))?,
@@ -111,10 +110,15 @@ pub(super) fn gather(pod: &Pod, config: &ContainerConfig, images: &Images, dir: 
         }
         let source = source(Path::new(&mount.host_path))?;
         check_propagation(mount, &source, &table)?;
+        if let Some(label) = label.filter(|_| mount.selinux_relabel) {
+            selinux::relabel(&source, label)
+                .map_err(|e| e.within(format!("mount {}", mount.container_path)))?;
+        }
         asked.push(Extra { source: Source::Path(source), destination, options: options(mount) });
     }
     let mut ours = of_pod(pod, config);
-    ours.extend(volumes(config, &images.root, dir, pod.record.config.namespaces.user.as_ref())?);
+    let user = pod.record.config.namespaces.user.as_ref();
+    ours.extend(volumes(config, &images.root, dir, (user, label))?);
     ours.retain(|mount| !asked.iter().any(|other| other.destination == mount.destination));
     ours.extend(asked);
     ours.sort_by_key(|mount| mount.destination.components().count());
@@ -245,7 +249,7 @@ fn volumes(
     config: &ContainerConfig,
     rootfs: &image::Rootfs,
     dir: &Path,
-    user: Option<&IdMaps>,
+    (user, label): (Option<&IdMaps>, Option<&str>),
 ) -> Result<Vec<Extra>> {
     let mut binds = Vec::new();
     for (index, volume) in rootfs.image.config.volumes.iter().enumerate() {
@@ -266,6 +270,9 @@ fn volumes(
         if let Some(meta) = there {
             super::own_mapped(&source, &meta, user).map_err(failed)?;
             fs::set_permissions(&source, fs::Permissions::from_mode(meta.mode() & 0o7777)).map_err(failed)?;
+        }
+        if let Some(label) = label {
+            selinux::relabel(&source, label)?;
         }
         let options = vec!["rbind", "rprivate", "rw"];
         binds.push(Extra { source: Source::Path(source), destination, options });

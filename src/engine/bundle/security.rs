@@ -1,11 +1,10 @@
-//! Capabilities, seccomp, AppArmor.
+//! Capabilities and seccomp. (AppArmor: see [`crate::apparmor`].)
 //!
-//! A privileged container has all capabilities and neither filter nor profile, whatever the request names besides. What
+//! A privileged container has all capabilities and no filter, whatever the request names besides. What
 //! the node itself lacks of the capabilities, the executor leaves out.
 
 use std::fs;
 use std::path::Path;
-use std::sync::Once;
 
 use serde_json::{Value, json};
 
@@ -123,14 +122,7 @@ pub(super) fn check(config: &ContainerConfig) -> Result<()> {
     {
         return Err(Error::new(Kind::Invalid, format!("seccomp profile {path:?} is not an absolute path")));
     }
-    if security.selinux.iter().any(|part| !part.is_empty()) && selinux() {
-        return Err(Error::new(Kind::Unsupported, "SELinux labels are not built yet"));
-    }
     Ok(())
-}
-
-fn selinux() -> bool {
-    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 /// JSON of the filter; `None`: unconfined. A request that names none gets none: that is how the kubelet says it.
@@ -157,37 +149,6 @@ pub(super) fn seccomp(security: &SecurityContext, capabilities: &Value) -> Resul
 
 fn kernel() -> String {
     nix::sys::utsname::uname().map(|u| u.release().to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// Name of the AppArmor profile; `None`: unconfined.
-pub(super) fn apparmor(security: &SecurityContext) -> Result<Option<String>> {
-    apparmor_on(security, apparmor_enabled())
-}
-
-fn apparmor_enabled() -> bool {
-    fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
-}
-
-/// There is no default profile of ours yet, so `RuntimeDefault` is unconfined where there is AppArmor, as without it; the
-/// log says so once, and so does the README.
-fn apparmor_on(security: &SecurityContext, enabled: bool) -> Result<Option<String>> {
-    match &security.apparmor {
-        _ if security.privileged => Ok(None),
-        SecurityProfile::Localhost(name) if enabled => Ok(Some(name.clone())),
-        SecurityProfile::Localhost(name) => {
-            Err(Error::new(Kind::Invalid, format!("AppArmor profile {name:?}: this kernel has no AppArmor")))
-        }
-        SecurityProfile::RuntimeDefault if enabled => {
-            static ONCE: Once = Once::new();
-            ONCE.call_once(|| {
-                tracing::warn!(
-                    "there is no default AppArmor profile yet: containers that ask for it run without one"
-                )
-            });
-            Ok(None)
-        }
-        _ => Ok(None),
-    }
 }
 
 #[cfg(test)]
@@ -259,18 +220,5 @@ mod tests {
         assert_eq!(with(SecurityProfile::Localhost("/nowhere".into()), false), Err(Kind::Invalid));
         // privileged containers are not looked up for
         assert_eq!(with(SecurityProfile::Localhost("/nowhere".into()), true), Ok(None));
-    }
-
-    #[test]
-    fn a_local_apparmor_profile_needs_apparmor() {
-        let local = SecurityContext {
-            apparmor: SecurityProfile::Localhost("x".into()),
-            ..SecurityContext::default()
-        };
-        assert_eq!(apparmor_on(&local, true).unwrap(), Some("x".to_owned()));
-        assert_eq!(apparmor_on(&local, false).unwrap_err().kind, Kind::Invalid);
-        let default =
-            SecurityContext { apparmor: SecurityProfile::RuntimeDefault, ..SecurityContext::default() };
-        assert_eq!(apparmor_on(&default, false).unwrap(), None);
     }
 }

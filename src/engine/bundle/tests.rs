@@ -21,6 +21,7 @@ fn pod(edit: impl FnOnce(&mut PodConfig)) -> Pod {
             id: PodId::from_random([1; 32]),
             config: Arc::new(config),
             created_at: 1,
+            selinux_level: String::new(),
             intent: PodIntent::Run,
             ips: Vec::new(),
             netns: Some("/run/netns/x".into()),
@@ -69,6 +70,7 @@ fn facts() -> Facts {
         devices: Default::default(),
         seccomp: None,
         apparmor: None,
+        selinux: None,
     }
 }
 
@@ -288,4 +290,20 @@ fn a_container_is_in_the_user_namespace_of_its_pod() {
     let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
     assert!(namespaces.contains(&json!({"type": "user", "path": "/proc/77/fd/64"})), "{spec}");
     assert!(spec["mounts"][0]["options"].as_array().unwrap().contains(&json!("idmap")), "{spec}");
+}
+
+#[test]
+fn security_modules() {
+    let mut facts = facts();
+    let plain = spec(&pod(|_| ()), &record(|_| ()), &facts);
+    for (part, key) in [("process", "apparmorProfile"), ("process", "selinuxLabel"), ("linux", "mountLabel")]
+    {
+        assert_eq!(plain[part][key], Value::Null);
+    }
+    facts.apparmor = Some("tight".to_owned());
+    facts.selinux = Some(Labels { process: "u:r:t:s0".to_owned(), mount: "u:r:f:s0".to_owned() });
+    let spec = spec(&pod(|_| ()), &record(|_| ()), &facts);
+    assert_eq!(spec["process"]["apparmorProfile"], "tight");
+    assert_eq!(spec["process"]["selinuxLabel"], "u:r:t:s0");
+    assert_eq!(spec["linux"]["mountLabel"], "u:r:f:s0");
 }
