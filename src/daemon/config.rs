@@ -5,6 +5,7 @@
 //! either may be absent unless a flag names it. No component reads the files, the flags or the
 //! environment: `main` gives each its own part.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ pub(crate) struct Config {
     /// Empty: to be found.
     pub runtime: PathBuf,
     pub server: Server,
+    pub streaming: Streaming,
     pub log: Log,
     /// Absolute cgroup path.
     pub cgroup_parent: String,
@@ -61,6 +63,17 @@ pub(crate) struct Server {
     pub worker_threads: usize,
     pub slow_request: Duration,
     pub drain_deadline: Duration,
+}
+
+/// `[streaming]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Streaming {
+    pub address: IpAddr,
+    pub port: u16,
+    /// With `tls_key`, or both empty.
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    pub idle_timeout: Duration,
 }
 
 /// `[log]`.
@@ -185,6 +198,16 @@ impl Loaded {
                 worker_threads: self.count("server.worker_threads"),
                 slow_request: self.duration("server.slow_request"),
                 drain_deadline: self.duration("server.drain_deadline"),
+            },
+            streaming: Streaming {
+                address: self.text("streaming.address").parse().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                port: match self.get("streaming.port") {
+                    Value::Integer(port) => u16::try_from(*port).unwrap_or(0),
+                    other => unreachable!("streaming.port is {other:?}"),
+                },
+                tls_cert: self.path("streaming.tls_cert"),
+                tls_key: self.path("streaming.tls_key"),
+                idle_timeout: self.duration("streaming.idle_timeout"),
             },
             log: Log { json: self.text("log.format") == "json", filter: self.text("log.filter") },
             cgroup_parent: self.text("cgroup.parent"),
@@ -327,6 +350,15 @@ mod tests {
             (
                 "[pod]\nshm_size = \"1KiB\"",
                 "c.toml:2: pod.shm_size must be a size from 4KiB to 1TiB, as in \"64MiB\", found \"1KiB\"",
+            ),
+            (
+                "[streaming]\naddress = \"localhost\"",
+                "c.toml:2: streaming.address must be an IPv4 or IPv6 address, as in \"127.0.0.1\", \"::1\", \
+                 found \"localhost\"",
+            ),
+            (
+                "[streaming]\n\ntls_cert = \"/c.pem\"",
+                "c.toml:3: streaming.tls_cert also needs streaming.tls_key",
             ),
             (
                 "[log]\nformat = \"xml\"",

@@ -65,6 +65,8 @@ pub(crate) enum Kind {
     Subnets,
     /// A list of registries, each host or host:port.
     Hosts,
+    /// An IPv4 or IPv6 address.
+    Address,
 }
 
 /// A checked value.
@@ -72,7 +74,7 @@ pub(crate) enum Kind {
 pub(crate) enum Value {
     /// Of Path, OptionalPath.
     Path(PathBuf),
-    /// Of Text, Choice, Filter, Cgroup, Interface.
+    /// Of Text, Choice, Filter, Cgroup, Interface, Address.
     Text(String),
     /// Of Mode.
     Mode(u32),
@@ -90,6 +92,7 @@ pub(crate) enum Value {
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
+const LONGEST_IDLE: Duration = Duration::from_secs(1000 * 3600);
 
 /// All settings, in the order in which the example file has them. `state_dir` and `run_dir` come first,
 /// because other defaults are made of them.
@@ -158,6 +161,43 @@ pub(crate) const KEYS: &[Key] = &[
         kind: Kind::Duration(Duration::ZERO, HOUR),
         default: r#""10s""#,
         doc: "After SIGTERM: how long running operations may take to finish. Pods go on anyway.",
+    },
+    Key {
+        section: "streaming",
+        name: "address",
+        kind: Kind::Address,
+        default: r#""127.0.0.1""#,
+        doc: "Where exec, attach and port-forward are served, to whoever has a URL that CRI gave out. The kubelet\n\
+              connects from this node, so loopback is right unless clients of CRI are elsewhere.",
+    },
+    Key {
+        section: "streaming",
+        name: "port",
+        kind: Kind::Integer(0, 65535),
+        default: "0",
+        doc: "Port there; 0: one that is free.",
+    },
+    Key {
+        section: "streaming",
+        name: "tls_cert",
+        kind: Kind::OptionalPath,
+        default: r#""""#,
+        doc: "Serve them by TLS with this certificate (PEM, the chain after it). Read again when it changes.\n\
+              Empty: without TLS.",
+    },
+    Key {
+        section: "streaming",
+        name: "tls_key",
+        kind: Kind::OptionalPath,
+        default: r#""""#,
+        doc: "The certificate's private key (PEM).",
+    },
+    Key {
+        section: "streaming",
+        name: "idle_timeout",
+        kind: Kind::Duration(SECOND, LONGEST_IDLE),
+        default: r#""4h""#,
+        doc: "A session in which no byte moves for so long is ended.",
     },
     Key {
         section: "log",
@@ -330,6 +370,7 @@ impl Kind {
             Kind::Hosts => {
                 "a list of registries as host or host:port, as in [\"registry.example:5000\"]".into()
             }
+            Kind::Address => "an IPv4 or IPv6 address, as in \"127.0.0.1\", \"::1\"".into(),
         }
     }
 
@@ -385,6 +426,10 @@ impl Kind {
             Kind::Hosts => {
                 let host = |text: &str| is_host(text).then(|| text.to_owned());
                 texts(found)?.map(host).collect::<Option<_>>().map(Value::Texts)
+            }
+            Kind::Address => {
+                let address = found.as_str().filter(|text| text.parse::<IpAddr>().is_ok())?;
+                Some(Value::Text(address.to_owned()))
             }
         }
     }

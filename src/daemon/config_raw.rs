@@ -95,7 +95,10 @@ impl Raw {
             let setting = self.settings.remove(&key.path()).unwrap_or_else(|| default_of(key, &all));
             all.push((key, setting));
         }
-        Ok(all)
+        match half_a_pair(&all) {
+            Some(problem) => Err(ConfigError(vec![problem])),
+            None => Ok(all),
+        }
     }
 
     fn walk(&mut self, source: &Source<'_>, section: &str, table: &DeTable<'_>) {
@@ -133,6 +136,20 @@ impl Raw {
             }
         }
     }
+}
+
+/// A setting that means nothing without another.
+fn half_a_pair(all: &[(&'static Key, Setting)]) -> Option<String> {
+    let setting = |path: &str| all.iter().find(|(key, _)| key.path() == path).map(|(_, setting)| setting);
+    let (one, other) = ("streaming.tls_cert", "streaming.tls_key");
+    let missing = |setting: &Setting| setting.value == Value::Path("".into());
+    let (certificate, key) = (setting(one)?, setting(other)?);
+    let (lonely, name, absent) = match (missing(certificate), missing(key)) {
+        (false, true) => (certificate, one, other),
+        (true, false) => (key, other, one),
+        _ => return None,
+    };
+    Some(format!("{}: {name} also needs {absent}", lonely.origin))
 }
 
 struct Source<'a> {
