@@ -13,7 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::config::{Config, Loaded, Log};
+use crate::config::{Config, Loaded, Log, Streaming};
 use crate::instance::{self, Instance};
 use crate::{cni, notify, programs};
 
@@ -56,7 +56,7 @@ async fn serve(config: &Config, shown: String) -> anyhow::Result<()> {
         () = &mut stop => return Ok(()),
     };
     let sessions = cri::Sessions::new(engine.clone());
-    let streaming = streaming::Server::bind(streaming::Settings::default(), sessions).await;
+    let streaming = streaming::Server::bind(streaming_settings(&config.streaming), sessions).await;
     let streaming = streaming.context("serve exec, attach and port-forward")?;
     let streams = Streams::serve(streaming.clone());
     let listener = instance::bind(&config.server)?;
@@ -86,6 +86,18 @@ async fn serve(config: &Config, shown: String) -> anyhow::Result<()> {
     // Ours for certain: the locks say that nobody else serves for this run_dir.
     let _ = std::fs::remove_file(&config.server.socket);
     served.context("serve CRI")
+}
+
+fn streaming_settings(config: &Streaming) -> streaming::Settings {
+    let tls = (!config.tls_cert.as_os_str().is_empty())
+        .then(|| streaming::TlsFiles { certificate: config.tls_cert.clone(), key: config.tls_key.clone() });
+    streaming::Settings {
+        address: config.address,
+        port: config.port,
+        tls,
+        idle_timeout: config.idle_timeout,
+        ..streaming::Settings::default()
+    }
 }
 
 /// The streaming server as it runs.

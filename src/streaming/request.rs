@@ -222,6 +222,8 @@ pub(crate) fn refuse(status: StatusCode, why: impl Into<String>) -> Box<Answer> 
     *answer.status_mut() = status;
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     answer.headers_mut().insert(header::CONTENT_TYPE, plain);
+    // here and not for the whole connection, which would say the same in the answer that upgrades
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     Box::new(answer)
 }
 

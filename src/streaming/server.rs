@@ -249,7 +249,6 @@ impl Inner {
             .timer(TokioTimer::new())
             .header_read_timeout(HEADERS_TIME)
             .max_buf_size(HEADERS_SPACE)
-            .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
             .await;

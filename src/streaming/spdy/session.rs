@@ -191,7 +191,8 @@ impl Session {
     fn open(&self, id: u32, fin: bool, headers: Headers, opened: &mpsc::Sender<Stream>) {
         self.0.activity.note();
         let (feed, source) = inbox(self.0.limits.inbox);
-        if let Opening::Reset(status) = self.lock().open(id, fin, feed) {
+        let opening = self.lock().open(id, fin, feed);
+        if let Opening::Reset(status) = opening {
             return self.enqueue(|queue| frame::put_reset(&mut queue.bytes, id, status));
         }
         let (session, unacknowledged) = (self.clone(), Mutex::new(0));
@@ -218,7 +219,8 @@ impl Session {
                 self.enqueue(|queue| frame::put_ping(&mut queue.bytes, id));
             }
             Control::WindowUpdate { id, delta } => {
-                if let Err(status) = self.lock().widen(id, delta) {
+                let widened = self.lock().widen(id, delta);
+                if let Err(status) = widened {
                     self.reset(id, status);
                 }
                 self.0.changed.notify_waiters();

@@ -12,9 +12,8 @@ use streaming::{
     Attach, Backend, BoxFuture, Duplex, End, Exec, Forward, Refusal, RefusalKind, Server, Session, Settings,
     Size,
 };
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -148,8 +147,8 @@ pub(crate) fn upgrade(path: &str, protocols: &str) -> String {
 
 /// A client; what has come is kept by stream.
 pub(crate) struct Client {
-    read: OwnedReadHalf,
-    write: OwnedWriteHalf,
+    read: Box<dyn AsyncRead + Send + Unpin>,
+    write: Box<dyn AsyncWrite + Send + Unpin>,
     deflate: Compress,
     inflate: Decompress,
     buffer: Vec<u8>,
@@ -174,10 +173,16 @@ impl Client {
         let mut stream = TcpStream::connect(address).await.expect("connects");
         let answer = head(&mut stream, &upgrade(&path, protocols)).await;
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
-        let (read, write) = stream.into_split();
+        assert!(answer.to_ascii_lowercase().contains("\r\nconnection: upgrade\r\n"), "{answer}");
+        Client::over(stream)
+    }
+
+    /// On a connection that speaks SPDY already.
+    pub(crate) fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Client {
+        let (read, write) = tokio::io::split(stream);
         Client {
-            read,
-            write,
+            read: Box::new(read),
+            write: Box::new(write),
             deflate: Compress::new(Compression::fast(), true),
             inflate: Decompress::new(true),
             buffer: Vec::new(),
