@@ -192,8 +192,9 @@ pub(crate) struct EmptyBlocks {
 impl EmptyBlocks {
     /// Of the zlib stream: deflate with a window of 32 KiB, no dictionary.
     const START: [u8; 2] = [0x78, 0x01];
-    /// Not the last piece, stored, its length and the complement; then the count of headers.
-    const STORED: [u8; 9] = [0, 4, 0, !4, !0, 0, 0, 0, 0];
+    /// Not the last piece, stored, its length and the complement; then the count of headers. Then an empty piece: Kubernetes'
+    /// library gives out what it has inflated only at one of those.
+    const STORED: [u8; 14] = [0, 4, 0, !4, !0, 0, 0, 0, 0, 0, 0, 0, !0, !0];
 
     /// The next block.
     pub(crate) fn next(&mut self) -> Vec<u8> {
