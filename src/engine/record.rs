@@ -334,7 +334,7 @@ mod tests {
         ]);
         let _ = root;
         let found = found.unwrap();
-        assert_eq!(found.records, [record.clone()]);
+        assert_eq!(found.records, std::slice::from_ref(&record));
         let first = |id: &ContainerId| id.as_str().chars().next().unwrap();
         let mut broken: Vec<char> = found.broken.iter().map(|(id, _)| first(id)).collect();
         broken.sort_unstable();

@@ -173,7 +173,7 @@ fn free_level(taken: &HashSet<String>, mut random: impl FnMut() -> u32) -> Resul
 
 /// The n-th pair of categories: (0,1), (0,2), (1,2), (0,3), …
 fn pair(number: u32) -> String {
-    let high = (1 + (1 + 8 * number).isqrt()) / 2;
+    let high = (1 + 8 * number).isqrt().div_ceil(2);
     let rest = number - high * (high - 1) / 2;
     format!("s0:c{rest},c{high}")
 }

@@ -505,7 +505,8 @@ async fn networks_of_nobody_are_released_while_pods_come_and_go() {
     }
     eventually("the stray one is released", || !node.network().owed().contains(&stray.pod)).await;
     let mut owed = node.network().owed();
-    (owed.sort(), pods.sort());
+    owed.sort();
+    pods.sort();
     assert_eq!(owed, pods, "the others keep theirs");
     for pod in &pods {
         let netns = engine.pod_status(pod.as_str()).unwrap().netns.unwrap();

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use image::{Auth, Kind, Settings, Store};
+use image::{Auth, Content, Kind, Settings, Store};
 use oci::ContainerId;
 use serde_json::json;
 use testkit::registry::{Access, Fault, Image, Packing, Registry, digest};
@@ -549,7 +549,6 @@ async fn containers_keep_the_layers_of_their_volumes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_path_of_an_image_leads_to() {
-    use image::Content;
     let scene = Scene::new().await;
     let mut lower = tar::Builder::new(Vec::new());
     for path in ["d/", "d/sub/", "gone/", "hidden/"] {

@@ -97,7 +97,7 @@ impl Settings<'_> {
     pub(crate) fn get(&self, id: u32) -> Option<u32> {
         let entries = self.0.as_chunks::<8>().0.iter();
         let of = |entry: &[u8; 8]| (number(entry) & 0xff_ffff, number(&entry[4..]));
-        entries.map(of).filter(|(found, _)| *found == id).map(|(_, value)| value).last()
+        entries.map(of).rfind(|(found, _)| *found == id).map(|(_, value)| value)
     }
 }
 

@@ -17,7 +17,7 @@ async fn urls_work_once_for_what_they_were_made() {
     let settings = Settings { token_life: Duration::from_secs(3600), ..Settings::default() };
     let (server, _) = server(settings).await;
     let url = server.exec_url(sh("true")).expect("a URL");
-    Client::exec(&url, V4).await.to_the_end().await;
+    Client::exec(&url, V4).await.until_the_end().await;
     let (address, path) = parts(&url);
     let other = parts(&server.exec_url(sh("true")).expect("a URL")).1.replace("exec", "attach");
     for path in [&path[..], &other, "/exec/", "/exec/x", "/nothing", "/exec/%00"] {
@@ -79,7 +79,7 @@ async fn outcome(frames: impl AsyncFnOnce(&mut Client)) -> Option<u32> {
     let mut client = Client::exec(&url, V4).await;
     client.until(|client| client.text(5) == "ready\n").await;
     frames(&mut client).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     client.away
 }
 
@@ -152,7 +152,7 @@ async fn a_flood_of_pings_that_nobody_reads_ends_the_session() {
         }
     };
     timeout(DEADLINE, sent).await.expect("the server stops taking part");
-    client.to_the_end().await;
+    client.until_the_end().await;
 }
 
 #[tokio::test]
@@ -163,7 +163,7 @@ async fn a_client_that_reads_nothing_is_felt_by_nobody_else() {
     for n in 0..20 {
         let url = server.exec_url(sh(&format!("echo {n}"))).expect("a URL");
         let mut client = Client::exec(&url, V4).await;
-        client.to_the_end().await;
+        client.until_the_end().await;
         assert_eq!(client.text(5), format!("{n}\n"));
     }
     drop(slow);

@@ -15,7 +15,7 @@ async fn output_and_success() {
     let (server, _) = server(Settings::default()).await;
     let url = server.exec_url(sh("echo out; echo err >&2")).expect("a URL");
     let mut client = Client::exec(&url, V4).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     assert_eq!((client.text(5), client.text(7)), ("out\n".to_owned(), "err\n".to_owned()));
     assert_eq!(client.text(1), SUCCESS);
     assert_eq!(client.accepted, [1, 3, 5, 7].into());
@@ -43,7 +43,7 @@ async fn exit_codes_in_every_version() {
                 (_, 0) => assert_eq!(told, ""),
                 (_, code) => assert_eq!(told, format!("command terminated with exit code {code}")),
             }
-            client.to_the_end().await;
+            client.until_the_end().await;
             assert_eq!(client.text(5), "hi\n");
         }
     }
@@ -57,7 +57,7 @@ async fn input_ends_when_the_client_says_so() {
     client.send(3, b"one ", false).await;
     client.until(|client| client.text(5) == "one ").await;
     client.send(3, b"two ", true).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     assert_eq!((client.text(5), client.text(1)), ("one two end\n".to_owned(), SUCCESS.to_owned()));
 }
 
@@ -68,7 +68,7 @@ async fn input_that_nobody_reads_is_no_harm() {
     let mut client = Client::exec(&url, V4).await;
     client.until(|client| client.text(5).contains("ready")).await;
     client.send(3, &vec![7; 3 << 20], true).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     assert!(client.text(5).contains("done"));
 }
 
@@ -77,7 +77,7 @@ async fn what_is_left_behind_does_not_hold_the_end_up() {
     let (server, _) = server(Settings::default()).await;
     let url = server.exec_url(sh("sleep 600 & echo $!")).expect("a URL");
     let mut client = Client::exec(&url, V4).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     assert_eq!(client.text(1), SUCCESS);
     let left: i32 = client.text(5).trim().parse().expect("a pid");
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), nix::sys::signal::Signal::SIGKILL);
@@ -88,7 +88,7 @@ async fn a_refusal_is_told() {
     let (server, _) = server(Settings::default()).await;
     let url = server.exec_url(Exec { container: "gone".to_owned(), ..sh("true") }).expect("a URL");
     let mut client = Client::exec(&url, V4).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     assert!(client.text(1).contains("container gone is not running"), "{}", client.text(1));
     assert!(client.text(1).contains(r#""status":"Failure""#));
     assert!(client.ended.contains(&5) && client.ended.contains(&7));
@@ -128,7 +128,7 @@ async fn sizes_of_the_terminal() {
     };
     tokio::time::timeout(DEADLINE, resized).await.expect("it is resized");
     client.send(3, b"x", true).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     assert_eq!(*machine.sizes.lock().expect("sizes"), [Size { width: 100, height: 30 }]);
     assert_eq!((client.text(5), client.text(1)), ("x".to_owned(), SUCCESS.to_owned()));
 }
@@ -148,7 +148,7 @@ async fn an_attach_ends_with_a_reason() {
         client.send(3, b"hello", false).await;
         client.until(|client| client.text(5) == "hello").await;
         ends.send(end).expect("it waits");
-        client.to_the_end().await;
+        client.until_the_end().await;
         assert!(client.text(1).contains(told), "{}", client.text(1));
     }
 }
@@ -166,7 +166,7 @@ async fn large_data_arrives_whole_in_both_directions() {
         client.until(|client| client.data.get(&5).map_or(0, Vec::len) >= read).await;
     }
     client.send(3, b"", true).await;
-    client.to_the_end().await;
+    client.until_the_end().await;
     assert!(client.data[&5] == sent, "{} of {} bytes", client.data[&5].len(), sent.len());
     assert_eq!(client.text(1), SUCCESS);
     assert!(client.windows[&3] > 3 << 20, "what was read may be sent again: {:?}", client.windows);

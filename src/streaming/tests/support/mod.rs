@@ -270,7 +270,7 @@ impl Client {
     }
 
     /// Reads to the end of the connection.
-    pub(crate) async fn to_the_end(&mut self) {
+    pub(crate) async fn until_the_end(&mut self) {
         self.until(|_| false).await;
     }
 
