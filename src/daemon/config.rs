@@ -88,6 +88,7 @@ pub(crate) struct Log {
 pub(crate) struct Pod {
     pub shm_size: u64,
     pub monitor_deadline: Duration,
+    pub devices_of_user: bool,
     pub runtime_handlers: Vec<String>,
 }
 
@@ -217,6 +218,7 @@ impl Loaded {
                     other => unreachable!("pod.shm_size is {other:?}"),
                 },
                 monitor_deadline: self.duration("pod.monitor_deadline"),
+                devices_of_user: self.text("pod.device_owner") == "security_context",
                 runtime_handlers: self.texts("pod.runtime_handlers"),
             },
             image: Image {

@@ -236,6 +236,14 @@ pub(crate) const KEYS: &[Key] = &[
     },
     Key {
         section: "pod",
+        name: "device_owner",
+        kind: Kind::Choice(&["node", "security_context"]),
+        default: r#""node""#,
+        doc: "Whose the devices are that a container is given: as on the node, or of the user and group of\n\
+              its security context (where it names them by number), so that others than root can use them.",
+    },
+    Key {
+        section: "pod",
         name: "runtime_handlers",
         kind: Kind::Texts,
         default: r#"["corten"]"#,

@@ -161,6 +161,7 @@ async fn build(config: &Config) -> anyhow::Result<engine::Engine> {
         cgroup_root: config.cgroup_parent.clone(),
         shm_size: config.pod.shm_size,
         monitor_deadline: config.pod.monitor_deadline,
+        devices_of_user: config.pod.devices_of_user,
         drain_deadline: config.server.drain_deadline,
         handlers: config.pod.runtime_handlers.clone(),
         builtin_network: config.network.builtin.then(|| cni::builtin(config)),

@@ -22,6 +22,9 @@ pub struct Settings {
     pub handlers: Vec<String>,
     /// The network that the daemon configures itself; `None`: that is somebody else's.
     pub builtin_network: Option<BuiltinNetwork>,
+    /// The devices that a container is given belong to the user and group of its security context, as far as it names them by
+    /// number, and not to those that they belong to on the node.
+    pub devices_of_user: bool,
     /// How long a monitor may take to become ready.
     pub monitor_deadline: Duration,
     /// How long a monitor may say nothing before it is asked whether it lives, and how long it may take to say so. One that says
@@ -44,6 +47,7 @@ impl Default for Settings {
             shm_size: 64 << 20,
             handlers: vec!["corten".to_owned()],
             builtin_network: None,
+            devices_of_user: false,
             monitor_deadline: Duration::from_secs(10),
             monitor_patience: Duration::from_secs(15),
             sweep_every: Duration::from_secs(300),

@@ -26,8 +26,11 @@ pub(super) struct Devices {
 /// Entries of /dev that are mounts of the container's own, or links into /proc.
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "mqueue", "fd", "hugepages", "console", "ptmx"];
 
-/// Look at the devices that a container is to have.
-pub(super) fn gather(config: &ContainerConfig, privileged: bool) -> Result<Devices> {
+/// Look at the devices that a container is to have. `owned`: those that the request names belong to the user and the group of its
+/// security context, where that names them by number.
+pub(super) fn gather(config: &ContainerConfig, privileged: bool, owned: bool) -> Result<Devices> {
+    let security = &config.security;
+    let owner = [("uid", security.run_as_user), ("gid", security.run_as_group)];
     let deny = json!({"allow": false, "access": "rwm"});
     let mut devices = Devices { nodes: Vec::new(), rules: vec![deny] };
     if privileged {
@@ -45,9 +48,14 @@ pub(super) fn gather(config: &ContainerConfig, privileged: bool) -> Result<Devic
         for (host, inside) in expand(Path::new(&wanted.host_path), Path::new(&wanted.container_path))? {
             let failed = |e| Error::because(Kind::Invalid, format!("device {}", host.display()), e);
             let meta = fs::metadata(&host).map_err(failed)?;
-            let Some(node) = node(&inside, &meta) else {
+            let Some(mut node) = node(&inside, &meta) else {
                 return Err(Error::new(Kind::Invalid, format!("{} is not a device", host.display())));
             };
+            for (field, id) in owner.into_iter().filter(|_| owned) {
+                if let Some(id) = id {
+                    node[field] = id.into();
+                }
+            }
             devices.rules.push(json!({
                 "allow": true,
                 "type": node["type"],
@@ -150,7 +158,7 @@ mod tests {
 
     #[test]
     fn one_node() {
-        let devices = gather(&config("/dev/null", "/dev/nothing", "r"), false).unwrap();
+        let devices = gather(&config("/dev/null", "/dev/nothing", "r"), false, false).unwrap();
         assert_eq!(devices.nodes[0]["path"], "/dev/nothing");
         assert_eq!((&devices.nodes[0]["major"], &devices.nodes[0]["minor"]), (&json!(1), &json!(3)));
         let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "r"});
@@ -159,8 +167,22 @@ mod tests {
     }
 
     #[test]
+    fn a_node_belongs_to_the_user_of_the_container_when_that_is_wanted() {
+        let mut config = config("/dev/null", "/dev/nothing", "r");
+        (config.security.run_as_user, config.security.run_as_group) = (Some(1000), Some(2000));
+        let owner = |config: &ContainerConfig, owned| {
+            let devices = gather(config, false, owned).unwrap();
+            (devices.nodes[0]["uid"].clone(), devices.nodes[0]["gid"].clone())
+        };
+        assert_eq!(owner(&config, false), (json!(0), json!(0)));
+        assert_eq!(owner(&config, true), (json!(1000), json!(2000)));
+        config.security.run_as_group = None;
+        assert_eq!(owner(&config, true), (json!(1000), json!(0)));
+    }
+
+    #[test]
     fn a_directory_stands_for_its_nodes() {
-        let devices = gather(&config("/dev", "/devs", "rw"), false).unwrap();
+        let devices = gather(&config("/dev", "/devs", "rw"), false, false).unwrap();
         assert!(devices.nodes.iter().any(|node| node["path"] == "/devs/null"));
     }
 
@@ -172,7 +194,7 @@ mod tests {
             ("/dev/null", "x", "r"),
             ("/dev/null", "/x", "q"),
         ] {
-            let error = gather(&config(host, inside, permissions), false).unwrap_err();
+            let error = gather(&config(host, inside, permissions), false, false).unwrap_err();
             assert_eq!(error.kind, Kind::Invalid, "{host}");
         }
     }
