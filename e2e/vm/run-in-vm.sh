@@ -26,8 +26,10 @@ if [ "${1:-}" = --fetch-kernels ]; then
   exec apt-get -o APT::Sandbox::User=root download "$cloud" user-mode-linux
 fi
 
-# the guest images are kept per version of this file
-cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm/$(sha256sum "$0" | cut -c1-12)
+# what the project carries for hosts with SELinux
+module=$(dirname "$0")/../../contrib/selinux/corten.cil
+# the guest images are kept per version of this file and of that
+cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm/$(cat "$0" "$module" | sha256sum | cut -c1-12)
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,curl,ca-certificates,apparmor,attr
 selinux_packages='selinux-policy-default policycoreutils selinux-utils semodule-utils'
@@ -167,7 +169,7 @@ build_guest() {
   make_ext4 "$root" "$cache/base.ext4" 4G
 }
 
-# the same tree with SELinux's tools and Debian's policy, enforced
+# the same tree with SELinux's tools and Debian's policy, enforced, and the project's module
 build_selinux() {
   [ -e "$cache/selinux.ext4" ] && return 0
   local root=$cache/root-selinux
@@ -179,7 +181,8 @@ build_selinux() {
   sed -i 's/^SELINUX=.*/SELINUX=enforcing/' "$root/etc/selinux/config"
   # the domains that start containers only log; containers stay confined
   printf '(typepermissive container_engine_t)\n(typepermissive initrc_t)\n(typepermissive kernel_t)\n' > "$root/root/node.cil"
-  chroot "$root" /usr/sbin/semodule -n -i /root/node.cil >&2
+  cp "$module" "$root/root/corten.cil"
+  chroot "$root" /usr/sbin/semodule -n -i /root/node.cil /root/corten.cil >&2
   rm -rf "$root/etc/resolv.conf" "$root"/var/lib/apt/lists/*
   chroot "$root" /usr/sbin/setfiles -F /etc/selinux/default/contexts/files/file_contexts / >&2
   make_ext4 "$root" "$cache/selinux.ext4" 4G
