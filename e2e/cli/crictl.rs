@@ -1,7 +1,7 @@
 //! crictl as a function: words in, text or JSON or the error text out.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -47,6 +47,14 @@ impl Crictl {
         }
     }
 
+    /// Start it, and let it run.
+    pub(crate) fn listen(&self, words: &[&str]) -> Result<Listening> {
+        let path = self.dir.join("listening");
+        let file = std::fs::File::create(&path).context("a file for what is listened to")?;
+        let process = Command::new("crictl").args(words).stdout(file).spawn().context("start crictl")?;
+        Ok(Listening { process, path })
+    }
+
     /// Write a pod's configuration.
     pub(crate) fn pod_file(&self, name: &str) -> Result<String> {
         let config = json!({
@@ -68,6 +76,19 @@ impl Crictl {
         self.write(&format!("container-{name}.json"), &config)
     }
 
+    /// Create and start a container of a configuration file with changes to its fields.
+    pub(crate) fn start_with(&self, file: &str, changes: &[(&str, Value)]) -> Result<String> {
+        let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+        let mut config: Value = serde_json::from_str(&text)?;
+        for (field, value) in changes {
+            config[field] = value.clone();
+        }
+        std::fs::write(file, config.to_string()).with_context(|| format!("write {file}"))?;
+        let id = self.run(&["create", &self.pod, file, &self.pod_file("walk")?])?;
+        self.run(&["start", &id])?;
+        Ok(id)
+    }
+
     fn write(&self, name: &str, config: &Value) -> Result<String> {
         let path = self.dir.join(name);
         std::fs::write(&path, config.to_string()).with_context(|| format!("write {}", path.display()))?;
@@ -75,7 +96,7 @@ impl Crictl {
     }
 
     /// Wait until `done` says so.
-    pub(crate) fn wait(&self, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+    pub(crate) fn wait(&self, what: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
         while !done()? {
             ensure!(Instant::now() < deadline, "waited 20 s for: {what}");
@@ -88,5 +109,25 @@ impl Crictl {
     pub(crate) fn clean_up(&self) {
         self.run(&["rmp", "-f", "-a"]).ok();
         std::fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+/// A crictl that runs.
+pub(crate) struct Listening {
+    process: Child,
+    path: PathBuf,
+}
+
+impl Listening {
+    /// What it has printed so far.
+    pub(crate) fn text(&self) -> String {
+        std::fs::read_to_string(&self.path).unwrap_or_default()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
     }
 }

@@ -7,7 +7,9 @@
 
 mod commands;
 mod crictl;
+mod figures;
 mod steps;
+mod streams;
 
 use std::time::Instant;
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::commands;
 use crate::crictl::Crictl;
+use crate::{commands, figures, streams};
 
 /// The image that most containers are of.
 pub(crate) const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
@@ -18,7 +18,7 @@ const NGINX: &str = "registry.k8s.io/e2e-test-images/nginx:1.14-2";
 pub(crate) type Step = (&'static str, fn(&mut Crictl) -> Result<()>);
 
 /// All steps.
-pub(crate) const ALL: [Step; 22] = [
+pub(crate) const ALL: [Step; 29] = [
     ("version and status are told", version_and_status),
     ("an image is pulled, listed and inspected", image_is_pulled),
     ("an image that does not exist is named in the error", missing_image_is_named),
@@ -34,7 +34,14 @@ pub(crate) const ALL: [Step; 22] = [
     ("a checkpoint is refused by name", commands::checkpoint),
     ("limits are in the cgroup, and change by update", limits),
     ("stats of container and pod", stats),
+    ("metrics of the pod, as they are described", figures::metrics),
+    ("events tell what happens to a container", figures::events),
     ("a server answers on the pod's address", server_answers),
+    ("exec passes streams and the exit code", streams::exec),
+    ("exec -it is typed to, and told of a resize", streams::terminal),
+    ("attach passes input to a container and its output back", streams::attach),
+    ("attach to a container's terminal", streams::attach_terminal),
+    ("port-forward reaches a server in the pod", streams::forward),
     ("a container that fails keeps its exit code", exit_code),
     ("a command that does not exist is named in the error", missing_command_is_named),
     ("a container that does not exist is named in the error", missing_container_is_named),
@@ -103,7 +110,7 @@ fn pod_again(crictl: &mut Crictl) -> Result<()> {
 }
 
 /// Create and start a container in the steps' pod.
-fn start(crictl: &Crictl, name: &str, image: &str, script: &str) -> Result<String> {
+pub(crate) fn start(crictl: &Crictl, name: &str, image: &str, script: &str) -> Result<String> {
     let container = crictl.container_file(name, image, script)?;
     let pod = crictl.pod_file("walk")?;
     let id = crictl.run(&["create", &crictl.pod, &container, &pod])?;
@@ -168,6 +175,18 @@ fn stats(crictl: &mut Crictl) -> Result<()> {
     ensure!(one["attributes"]["id"] == crictl.container.as_str(), "stats of another container: {one}");
     let memory = one["memory"]["workingSetBytes"]["value"].as_str().unwrap_or_default();
     ensure!(memory.parse::<u64>().is_ok_and(|bytes| bytes > 0), "memory: {}", one["memory"]);
+    ensure!(one["cpu"]["usageNanoCores"].is_object(), "cpu: {}", one["cpu"]);
+    let stats = crictl.json(&["statsp", "-o", "json", "--id", &crictl.pod])?;
+    let pod = &stats["stats"][0];
+    ensure!(pod["attributes"]["id"] == crictl.pod.as_str(), "stats of another pod: {pod}");
+    let linux = &pod["linux"];
+    ensure!(linux["containers"][0]["attributes"]["id"] == crictl.container.as_str(), "containers: {linux}");
+    let default = &linux["network"]["defaultInterface"];
+    ensure!(default["name"].is_string() && default["rxBytes"].is_object(), "network: {}", linux["network"]);
+    ensure!(linux["process"]["processCount"]["value"].is_string(), "processes: {}", linux["process"]);
+    if std::path::Path::new("/proc/pressure/cpu").exists() {
+        ensure!(linux["cpu"]["psi"].is_object() && linux["io"]["psi"].is_object(), "no pressure: {linux}");
+    }
     Ok(())
 }
 
@@ -176,11 +195,13 @@ fn server_answers(crictl: &mut Crictl) -> Result<()> {
     let pod = crictl.json(&["inspectp", "-o", "json", &crictl.pod])?;
     let ip = pod["status"]["network"]["ip"].as_str().context("no address")?.to_owned();
     start(crictl, "server", NGINX, "exec nginx")?;
-    crictl.wait("HTTP 200", || Ok(get(&ip).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))))
+    crictl.wait("HTTP 200", || {
+        Ok(get(&format!("{ip}:80")).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")))
+    })
 }
 
-fn get(ip: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&format!("{ip}:80").parse()?, Duration::from_secs(2))?;
+pub(crate) fn get(address: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address.parse()?, Duration::from_secs(2))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: pod\r\n\r\n")?;
     let mut answer = String::new();
