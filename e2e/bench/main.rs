@@ -7,12 +7,14 @@
 //! |---|---|
 //! | `pods` | the life of pods and containers, one at a time, four at a time, and with pauses as probes come |
 //! | `pulls` | pulls, wall and CPU time of the daemon |
+//! | `lists` | a list of a thousand containers; CPU of a daemon that is polled |
 //! | `memory` | PSS of the idle daemon, and what a pod costs besides its workload |
 //! | `oci` | `run /bin/true` with an OCI runtime's command line |
 //! | `table` | medians, p95, ratios; the JSON file |
 
 #![forbid(unsafe_code)]
 
+mod lists;
 mod memory;
 mod oci;
 mod pods;
@@ -58,6 +60,7 @@ async fn main() -> Result<()> {
     pulls::small(&options.runtimes, &options.small, options.rounds.min(10), &mut table).await?;
     pods::run(&options.runtimes, &options.small, options.rounds, &mut table).await?;
     memory::per_pod(&options.runtimes, &options.small, &mut table).await?;
+    lists::run(&options.runtimes, &options.small, &mut table).await?;
     for (name, reference) in &options.large {
         pulls::large(&options.runtimes, name, reference, &mut table).await?;
     }
