@@ -31,10 +31,11 @@ macro_rules! change {
     };
 }
 
-/// A span for a call that only looks.
+/// A span for a call that only looks: at the same level as the others, so that what is said of it when it fails or takes long
+/// names it.
 macro_rules! read {
     ($rpc:literal $(, $field:ident = $value:expr)*) => {
-        $crate::call::Call::read(tracing::debug_span!(
+        $crate::call::Call::read(tracing::info_span!(
             "rpc", rpc = $rpc,
             name = tracing::field::Empty, sandbox = tracing::field::Empty, container = tracing::field::Empty,
             image = tracing::field::Empty,
@@ -248,6 +249,19 @@ mod tests {
         assert!(lines[0].contains(r#"step="queued""#), "{text}");
         assert!(lines[1].contains(r#"name="web""#) && lines[1].contains("error=not running"), "{text}");
         assert_eq!(lines.len(), 2, "an error is logged once: {text}");
+    }
+
+    #[test]
+    fn a_look_that_fails_is_named_too() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let failed = || Err::<(), _>(Error::new(Kind::WrongState, "does not run"));
+        read!("ExecSync", container = "3f").answer(failed).unwrap_err();
+        let text = log.text();
+        assert!(text.contains(r#"rpc="ExecSync""#) && text.contains(r#"container="3f""#), "{text}");
     }
 
     #[tokio::test]
