@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use monitor::protocol::{Known, Reply};
@@ -22,15 +23,16 @@ use crate::operation::{Operation, Retry};
 use crate::paths::Paths;
 use crate::pod::{self, Command, State as PodState, Teardown};
 use crate::process::{self, Alive, Event, Monitor};
-use crate::record::{self, ContainerIntent, ContainerRecord, Found, PodRecord};
+use crate::record::{self, ContainerIntent, ContainerRecord, Found, PodRecord, Progress};
 use crate::recovery::{self, Adopted, Fate, Observed};
 use crate::selinux::Selinux;
 use crate::step::Step;
 use crate::trash::Trash;
 use crate::{Error, Kind, Result, Settings, events, sandbox, sweeper};
 
-/// How long a monitor may take to say what it knows; one that does not is of no use.
-const TELL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the first request waits for a monitor to say what it knows. One that is stuck is adopted by what lies in its
+/// directory: its containers may well run, and it tells the rest when it comes to itself.
+const TELL_DEADLINE: Duration = Duration::from_secs(3);
 
 /// See the module's header.
 pub(crate) async fn open(
@@ -134,13 +136,18 @@ async fn look(ctx: &Arc<Context>) -> Result<(Observed, HashMap<PodId, Monitor>)>
         now: now(),
         ..Observed::default()
     };
-    let mut monitors = HashMap::new();
-    for (id, monitor, known) in asked.into_iter().flatten() {
-        seen.known.extend(known.into_iter().map(|known| (known.container.clone(), known)));
+    let (mut monitors, mut silent) = (HashMap::new(), HashSet::new());
+    for (id, monitor, told) in asked.into_iter().flatten() {
+        match told {
+            Some(known) => seen.known.extend(known.into_iter().map(|known| (known.container.clone(), known))),
+            None => {
+                silent.insert(id.clone());
+            }
+        }
         seen.monitors.insert(id.clone());
         monitors.insert(id, monitor);
     }
-    left_exits(ctx, &mut seen);
+    look_at_files(ctx, &silent, &mut seen);
     Ok((seen, monitors))
 }
 
@@ -159,38 +166,65 @@ fn foreign_pods(
     pods.foreign.iter().map(|foreign| foreign.id.clone()).chain(of_containers).collect()
 }
 
-/// A living monitor and what it knows; `None`: there is none, or it does not say.
-async fn ask(ctx: &Context, id: &PodId) -> Option<(PodId, Monitor, Vec<Known>)> {
+/// A living monitor and what it knows, unless it does not say; `None`: there is none.
+async fn ask(ctx: &Context, id: &PodId) -> Option<(PodId, Monitor, Option<Vec<Known>>)> {
     let dir = ctx.paths.run_pod(id);
     let alive = Alive::find(&dir.join("monitor.pid"))?;
     let mut monitor = Monitor::attach(&dir, alive, ctx.settings.monitor_patience);
-    match timeout(TELL_DEADLINE, monitor.next()).await {
-        Ok(Event::Told(Reply::State { containers, .. })) => Some((id.clone(), monitor, containers)),
+    let told = match timeout(TELL_DEADLINE, monitor.next()).await {
+        Ok(Event::Told(Reply::State { containers, .. })) => Some(containers),
+        Ok(Event::Lost) => return None,
         other => {
-            tracing::warn!(pod = %id, ?other, "the pod's monitor does not say what it knows");
+            tracing::warn!(pod = %id, ?other, "the pod's monitor does not say what it knows; its files do");
             None
         }
-    }
+    };
+    Some((id.clone(), monitor, told))
 }
 
-/// Exit records that a monitor left which is gone.
-fn left_exits(ctx: &Context, seen: &mut Observed) {
+/// What monitors that are gone, or silent, have written down of containers.
+fn look_at_files(ctx: &Context, silent: &HashSet<PodId>, seen: &mut Observed) {
     for record in &seen.containers {
         if seen.known.contains_key(&record.id) {
             continue;
         }
         let dir = ctx.paths.run_pod(&record.pod);
-        if let Ok(Some(left)) = monitor::record::read_exit(&dir, &record.id) {
-            let known = Known {
-                container: record.id.clone(),
-                pid: left.pid,
-                start_time: 0,
-                started_at: left.started_at,
-                exit: Some(left.exit),
-            };
+        let known = left_exit(&dir, record)
+            .or_else(|| if silent.contains(&record.pod) { runs(&dir, record) } else { None });
+        if let Some(known) = known {
             seen.known.insert(record.id.clone(), known);
         }
     }
+}
+
+/// A container whose exit record is there.
+fn left_exit(dir: &Path, record: &ContainerRecord) -> Option<Known> {
+    let left = monitor::record::read_exit(dir, &record.id).ok()??;
+    Some(Known {
+        container: record.id.clone(),
+        pid: left.pid,
+        start_time: 0,
+        started_at: left.started_at,
+        exit: Some(left.exit),
+    })
+}
+
+/// A container whose init is there, be it as a zombie that its monitor has not seen yet.
+fn runs(dir: &Path, record: &ContainerRecord) -> Option<Known> {
+    let path = monitor::record::pid_path(dir, &record.id);
+    let (pid, start_time) = monitor::record::read_pid(&path).ok()?;
+    if sys::process::start_time(pid).ok()? != start_time {
+        return None;
+    }
+    let started_at = match record.progress {
+        Progress::Started { started_at } => started_at,
+        // the daemon was killed before it wrote down the start
+        _ => {
+            let written = std::fs::metadata(&path).and_then(|file| file.modified()).ok()?;
+            i64::try_from(written.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()?
+        }
+    };
+    Some(Known { container: record.id.clone(), pid, start_time, started_at, exit: None })
 }
 
 /// Cgroups below our root that this daemon has named after pods.

@@ -13,6 +13,8 @@
 //! Of a pod whose record, or whose container's record, is a later version's nothing is touched: it waits for the daemon that
 //! understands it.
 //!
+//! A monitor that lives but does not answer counts as living; its containers are then known by their pid files.
+//!
 //! A container whose pod has no record is swept, and so is a container directory without a readable record: the record is
 //! written last, so nobody was told its id. How a container ended is taken from its record, else from the monitor or the exit
 //! record that it left, else it is unseen.

@@ -311,8 +311,10 @@ async fn another_daemon_adopts() {
     let go = vec!["/bin/sh".to_owned(), "-c".to_owned(), "mkdir -p /tmp; touch /tmp/go".to_owned()];
     let engine = reopen(&node, engine, || async {}).await;
     engine.exec_sync(ends.as_str(), go, Duration::ZERO).await.unwrap();
-    // it may end before the daemon goes or while there is none
-    let engine = reopen(&node, engine, || tokio::time::sleep(Duration::from_millis(100))).await;
+    // it may end before the daemon goes, or while there is none
+    let exit = node.at("run/pods").join(pod.as_str()).join(format!("{ends}.exit"));
+    let ended = async || eventually("its monitor has seen its end", || exit.exists()).await;
+    let engine = reopen(&node, engine, ended).await;
     assert_eq!(node.ended(&engine, &ends).await, (9, "Error".to_owned()));
     let status = engine.pod_status(pod.as_str()).unwrap();
     assert_eq!((status.state, status.ips), (PodState::Ready, ips));

@@ -4,7 +4,7 @@ mod node;
 
 use std::time::Duration;
 
-use engine::status::PodState;
+use engine::status::{ContainerState, PodState};
 use engine::{Engine, Kind};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -99,6 +99,38 @@ async fn how_a_container_ended_is_known_although_its_monitor_hangs() {
     std::fs::write(node.at("run/pods").join(pod.as_str()).join(format!("{id}.exit")), record).unwrap();
     engine.stop_pod(pod.as_str()).await.unwrap();
     assert_eq!(node.ended(&engine, &id).await, (3, "OOMKilled".to_owned()));
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_hangs_while_a_daemon_starts_keeps_its_pod() {
+    if !private("a_monitor_that_hangs_while_a_daemon_starts_keeps_its_pod") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let (pod, stays) = pod(&node, &engine, "exec sleep 1000").await;
+    let ends =
+        engine.create_container(pod.as_str(), node.container("ends", "exec sleep 1000")).await.unwrap();
+    engine.start_container(ends.as_str()).await.unwrap();
+    let before = engine.container_status(stays.as_str()).unwrap().state;
+    let ContainerState::Running { pid, .. } = engine.container_status(ends.as_str()).unwrap().state else {
+        panic!("it does not run");
+    };
+    let monitor = Pid::from_raw(engine.pod_status(pod.as_str()).unwrap().pid.unwrap());
+    kill(monitor, Signal::SIGSTOP).unwrap();
+    // its end is seen when the monitor comes to itself
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    engine.drain().await;
+    drop(engine);
+    let engine = node.open().await;
+    assert_eq!(engine.pod_status(pod.as_str()).unwrap().state, PodState::Ready);
+    assert_eq!(engine.container_status(stays.as_str()).unwrap().state, before);
+    kill(monitor, Signal::SIGCONT).unwrap();
+    assert_eq!(node.ended(&engine, &ends).await, (137, "Error".to_owned()));
+    let output = engine.exec_sync(stays.as_str(), vec!["true".to_owned()], PATIENCE).await.unwrap();
+    assert_eq!(output.exit_code, 0);
     engine.remove_pod(pod.as_str()).await.unwrap();
     eventually("nothing is left", || node.leftovers().is_empty()).await;
 }
