@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::config::Config;
-use crate::config_keys::is_ipv6_subnet;
+use crate::config_values::is_ipv6_subnet;
 
 /// Name of the file that we write.
 const FILE: &str = "99-corten.conflist";

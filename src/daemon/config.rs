@@ -9,8 +9,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config_keys::{Key, Value};
+use crate::config_keys::Key;
 use crate::config_raw::{ConfigError, Origin, Raw, Setting};
+use crate::config_values::Value;
 use crate::instance;
 
 /// Where the configuration file is when no flag names one.

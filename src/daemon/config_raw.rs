@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use crate::config_keys::{KEYS, Key, Value};
+use crate::config_keys::{KEYS, Key};
+use crate::config_values::Value;
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `config`, `config_keys`, `config_raw`, `config_print` | the configuration: table of settings, files, checked values, print-outs |
+//! | `config`, `config_keys`, `config_values`, `config_raw`, `config_print` | the configuration: table of settings, files, checked values, print-outs |
 //! | `serve` | builds store, network and engine and serves CRI until a signal |
 //! | `instance` | the locks that keep a second daemon off the same directories; the socket |
 //! | `notify` | tells systemd that the daemon is ready |
@@ -23,6 +23,7 @@ mod config;
 mod config_keys;
 mod config_print;
 mod config_raw;
+mod config_values;
 mod instance;
 mod notify;
 mod programs;

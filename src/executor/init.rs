@@ -24,6 +24,7 @@ use crate::inside::{self, Make};
 use crate::launch::{self, Launch};
 use crate::masks;
 use crate::mounts::{self, Entry, Source};
+use crate::overlay;
 use crate::process::Stdio;
 use crate::root::{self, Root};
 use crate::seccomp::Filter;
@@ -159,7 +160,7 @@ impl Init<'_> {
         let mut copies = root::copy_sources(&plan.entries, &plan.id_maps)?;
         self.cut_off()?;
         let (place, label) = (self.place(), self.label()?);
-        let overlays = root::mapped_overlays(&plan.entries, &plan.id_maps, label.as_deref(), &place)?;
+        let overlays = overlay::mapped_overlays(&plan.entries, &plan.id_maps, label.as_deref(), &place)?;
         copies.iter_mut().zip(overlays).for_each(|(copy, overlay)| *copy = copy.take().or(overlay));
         let mut root = self.make_root()?;
         self.owners.assume()?;

@@ -14,9 +14,9 @@
 //! |---|---|
 //! | `create`, `init`, `exec`, `launch` | the steps, in order |
 //! | `apart`, `id_maps` | user namespaces: who makes what, and whose files are whose |
-//! | `root`, `mounts`, `inside`, `devices`, `masks`, `console` | the container's file tree |
+//! | `root`, `overlay`, `mounts`, `inside`, `devices`, `masks`, `console` | the container's file tree |
 //! | `credentials`, `attributes`, `command`, `seccomp` | what its process is |
-//! | `resources`, `hooks`, `load`, `channel`, `process`, `error` | limits, hooks, config, messages, results |
+//! | `resources`, `device_rules`, `hooks`, `load`, `channel`, `process`, `error` | limits, hooks, config, messages, results |
 //!
 //! What must never happen: a path of the container's root followed outside of it (all walks are `openat2` with
 //! `RESOLVE_IN_ROOT` on descriptors), a descriptor of ours that outlives the exec, a field of the config that is
@@ -31,6 +31,7 @@ mod command;
 mod console;
 mod create;
 mod credentials;
+mod device_rules;
 mod devices;
 mod error;
 mod exec;
@@ -42,6 +43,7 @@ mod launch;
 mod load;
 mod masks;
 mod mounts;
+mod overlay;
 mod process;
 mod resources;
 mod root;
