@@ -188,7 +188,8 @@ fn adopt(mut record: ContainerRecord, known: Option<&Known>, lives: bool, now: i
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Ended, VERSION};
+    use crate::fake;
+    use crate::record::Ended;
     use monitor::protocol::Exit;
     use std::path::Path;
 
@@ -205,41 +206,12 @@ mod tests {
     }
 
     fn pod(n: u8, intent: PodIntent) -> PodRecord {
-        let config = serde_json::json!({"name": {"name": "p", "uid": "u", "namespace": "n", "attempt": 0}});
-        PodRecord {
-            version: VERSION,
-            id: pod_id(n),
-            config: std::sync::Arc::new(serde_json::from_value(config).unwrap()),
-            created_at: 1,
-            selinux_level: String::new(),
-            intent,
-            ips: Vec::new(),
-            netns: None,
-            cgroup: "/corten/x".to_owned(),
-            limits: Default::default(),
-        }
+        PodRecord { intent, cgroup: "/corten/x".to_owned(), ..fake::pod(n) }
     }
 
     fn container(n: u8, pod: u8, progress: Progress) -> ContainerRecord {
-        let config = serde_json::json!({"name": "c", "attempt": 0, "image": "i"});
-        ContainerRecord {
-            version: VERSION,
-            id: container_id(n),
-            pod: pod_id(pod),
-            config: std::sync::Arc::new(serde_json::from_value(config).unwrap()),
-            created_at: 1,
-            image_id: String::new(),
-            image_ref: String::new(),
-            volume_refs: Default::default(),
-            log_path: Default::default(),
-            stop_signal: 15,
-            user: None,
-            target: None,
-            resources: Default::default(),
-            cgroup: format!("/corten/x/{n}"),
-            progress,
-            intent: ContainerIntent::Keep,
-        }
+        let cgroup = format!("/corten/x/{n}");
+        ContainerRecord { progress, cgroup, ..fake::container(n, &fake::pod(pod)) }
     }
 
     fn known(n: u8, exit: Option<Exit>) -> (ContainerId, Known) {

@@ -266,7 +266,6 @@ pub(super) mod limit {
 mod tests {
     use super::*;
     use engine::figures::{ContainerUsage, Counters, Filesystem, PodUsage, Pressures, Processes, Usage};
-    use engine::status::{PodState, PodStatus};
     use std::collections::{BTreeMap, BTreeSet};
 
     /// What the newest critest expects every runtime to describe (cri-tools, pkg/validate/pod.go, August 2026).
@@ -321,27 +320,13 @@ mod tests {
         status.resources.unified = [("memory.low".to_owned(), "99".to_owned())].into();
         let usage =
             ContainerUsage { timestamp: 30 * S as i64, cgroup: Some(figures), ..ContainerUsage::default() };
-        let config =
-            serde_json::json!({"name": {"name": "web", "uid": "u", "namespace": "shop", "attempt": 0}});
-        let config: engine::config::PodConfig = serde_json::from_value(config).unwrap();
-        let pod = PodStatus {
-            id: oci::PodId::from_random([7; 32]),
-            config: config.into(),
-            state: PodState::Ready,
-            created_at: 1,
-            ips: Vec::new(),
-            limits: Default::default(),
-            pid: None,
-            selinux_level: String::new(),
-            netns: None,
-        };
         let counters = Counters { bytes: 11, packets: 12, errors: 13, dropped: 14 };
         let eth0 =
             Interface { name: "eth0".into(), default: true, received: counters, transmitted: counters };
         PodMetrics {
             cgroup: "/pods/web".into(),
             usage: PodUsage {
-                status: pod,
+                status: crate::render::pod::tests::pod(&[]),
                 timestamp: 30 * S as i64,
                 cgroup: figures,
                 network: vec![eth0],
@@ -388,7 +373,7 @@ mod tests {
         let own = &got.container_metrics[0];
         let words = |labels: &[&str]| labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>();
         let id = own.container_id.as_str();
-        let base = words(&["app", "/pods/web/app", "busybox", id, "shop", "web"]);
+        let base = words(&["app", "/pods/web/app", "busybox", id, "n", "web"]);
         assert!(own.metrics.iter().all(|one| one.label_values[..6] == base), "{own:?}");
         for (name, want) in [
             ("container_cpu_usage_seconds_total", vec![(words(&["total"]), 9)]),

@@ -68,13 +68,14 @@ fn state(from: PodState) -> i32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use engine::config::PodConfig;
     use engine::status::ContainerState;
     use oci::PodId;
 
-    fn pod(ips: &[&str]) -> PodStatus {
+    /// Pod n/web, attempt 3, id 0707…, made at 42, not ready.
+    pub(crate) fn pod(ips: &[&str]) -> PodStatus {
         let config = crate::parse::pod::run(wire::RunPodSandboxRequest {
             config: Some(wire::PodSandboxConfig {
                 metadata: Some(wire::PodSandboxMetadata {

@@ -122,7 +122,7 @@ mod tests {
     use super::super::container::tests::container as status;
     use super::*;
     use engine::figures::{Counters, Pressures, Usage};
-    use engine::status::{ContainerState, PodState, PodStatus};
+    use engine::status::ContainerState;
 
     fn figures() -> CgroupFigures {
         let usage = Usage {
@@ -197,20 +197,8 @@ mod tests {
         );
         let interface =
             |name: &str, default| Interface { name: name.to_owned(), default, received, transmitted };
-        let config = serde_json::json!({"name": {"name": "web", "uid": "u", "namespace": "n", "attempt": 3}});
-        let config: engine::config::PodConfig = serde_json::from_value(config).unwrap();
         let from = PodUsage {
-            status: PodStatus {
-                id: oci::PodId::from_random([7; 32]),
-                config: config.into(),
-                state: PodState::Ready,
-                created_at: 1,
-                ips: Vec::new(),
-                limits: Default::default(),
-                pid: None,
-                selinux_level: String::new(),
-                netns: None,
-            },
+            status: crate::render::pod::tests::pod(&[]),
             timestamp: 5,
             cgroup: figures(),
             network: vec![interface("net1", false), interface("eth0", true)],
