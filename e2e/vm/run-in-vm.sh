@@ -28,8 +28,10 @@ fi
 
 # what the project carries for hosts with SELinux
 module=$(dirname "$0")/../../contrib/selinux/corten.cil
-# the guest images are kept per version of this file and of that
-cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm/$(cat "$0" "$module" | sha256sum | cut -c1-12)
+# what linux.uml lacks on newer processors
+preload=$(dirname "$0")/xstate.c
+# the guest images are kept per version of this file and of those
+cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm/$(cat "$0" "$module" "$preload" | sha256sum | cut -c1-12)
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,curl,ca-certificates,apparmor,attr
 selinux_packages='selinux-policy-default policycoreutils selinux-utils semodule-utils'
@@ -70,6 +72,7 @@ install_host_tools() {
   local missing=()
   command -v mmdebstrap >/dev/null || missing+=(mmdebstrap)
   command -v mke2fs >/dev/null || missing+=(e2fsprogs)
+  command -v gcc >/dev/null || missing+=(gcc libc6-dev)
   [ -e "$keyring" ] || missing+=(debian-archive-keyring)
   [ "$vm" = uml ] || command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
   [ ${#missing[@]} -eq 0 ] && return 0
@@ -157,6 +160,7 @@ build_guest() {
   cp "$cache"/kernel.tmp/boot/vmlinuz-* "$cache/vmlinuz"
   dpkg-deb -x "$root"/.kernels/user-mode-linux_*.deb "$cache/uml.tmp"
   install -m755 "$cache/uml.tmp/usr/bin/linux.uml" "$root/usr/bin/linux.uml"
+  gcc -Wall -Wextra -O2 -shared -fPIC -o "$root/usr/lib/uml/xstate.so" "$preload"
   cp -a "$cache"/uml.tmp/usr/lib/uml/modules/* "$root/usr/lib/modules/"
   rm -rf "$cache/kernel.tmp" "$cache/uml.tmp" "$root/.kernels"
   for modules in "$root"/usr/lib/modules/*; do chroot "$root" /usr/sbin/depmod "${modules##*/}"; done
@@ -210,7 +214,7 @@ run_uml() {
     mkdir "$root/run/vmhost" "$root/run/w" "$root/run/c"
     mount --bind "$work/o" "$root/run/vmhost"; mount --bind "$work" "$root/run/w"; mount --bind "$cache" "$root/run/c"
     cd "$root/run/w"
-    exec chroot "$root" /usr/bin/linux.uml mem="$mem"M ubd0=/run/w/cow,/run/c/$6.ext4 ubd1=/run/w/share.ext4 \
+    exec chroot "$root" env LD_PRELOAD=/usr/lib/uml/xstate.so /usr/bin/linux.uml mem="$mem"M ubd0=/run/w/cow,/run/c/$6.ext4 ubd1=/run/w/share.ext4 \
       root=/dev/ubda rw rootfstype=ext4 con=null con0=null,fd:1 con1=null quiet $append </dev/null' \
     _ "$cache/root" "$work" "$cache" "$mem" "$1" "$disk" > "$work/console" 2>&1
 }
