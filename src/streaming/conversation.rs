@@ -21,6 +21,7 @@ use crate::outgoing::Outgoing;
 use crate::remote::{self, Streams};
 use crate::request::{Channels, Protocol};
 use crate::sink::Sink;
+use crate::spdy::Slack;
 use crate::status::Language;
 use crate::websocket::{self, Socket};
 use crate::{Attach, Backend, Exec, Forward, forward, spdy};
@@ -39,6 +40,11 @@ const REMOTE_INBOX: usize = 256 << 10;
 
 /// Bytes that wait on each connection to a pod.
 const FORWARD_INBOX: usize = 64 << 10;
+
+/// For clients that keep no windows (Kubernetes' own): so much of an upload to a slow server goes by without the
+/// client's other connections noticing, and so long they wait for one that is stuck.
+const FORWARD_SLACK: Slack =
+    Slack { stream: 4 << 20, session: 16 << 20, patience: Some(Duration::from_secs(5)) };
 
 /// What was asked for by the URL.
 #[derive(Debug)]
@@ -104,12 +110,15 @@ impl Context {
         activity: Arc<Activity>,
     ) -> io::Result<()> {
         let (read, write) = tokio::io::split(TokioIo::new(connection));
-        let limits = spdy::Limits { streams: REMOTE_STREAMS, inbox: REMOTE_INBOX };
+        let limits = spdy::Limits { streams: REMOTE_STREAMS, inbox: REMOTE_INBOX, slack: Slack::default() };
         let session = spdy::Session::new(Box::new(write), limits, activity.clone());
         let (opened, mut streams) = mpsc::channel(REMOTE_STREAMS);
         let work = async {
             let wanted = call.wanted(version);
-            match timeout(self.patience, collect(&mut streams, wanted, version)).await {
+            let collected = timeout(self.patience, collect(&mut streams, wanted, version)).await;
+            // those that come later are refused
+            drop(streams);
+            match collected {
                 Ok(Some(streams)) => self.remote(call, streams, &activity).await,
                 Ok(None) => {}
                 Err(_) => {
@@ -181,7 +190,7 @@ impl Context {
         call: &Forward,
         activity: Arc<Activity>,
     ) -> io::Result<()> {
-        let limits = spdy::Limits { streams: FORWARD_STREAMS, inbox: FORWARD_INBOX };
+        let limits = spdy::Limits { streams: FORWARD_STREAMS, inbox: FORWARD_INBOX, slack: FORWARD_SLACK };
         let session = spdy::Session::new(Box::new(write), limits, activity.clone());
         let (opened, streams) = mpsc::channel(FORWARD_STREAMS);
         let work = async {
@@ -202,9 +211,11 @@ impl Context {
         activity: Arc<Activity>,
     ) -> io::Result<()> {
         let stream = websocket::open(connection).await;
-        let (feeds, sources): (Vec<_>, Vec<_>) = call.ports.iter().map(|_| inbox(FORWARD_INBOX)).unzip();
+        let share = FORWARD_SLACK.session / call.ports.len().max(4) + FORWARD_INBOX;
+        let (feeds, sources): (Vec<_>, Vec<_>) = call.ports.iter().map(|_| inbox(share)).unzip();
         let feeds = feeds.into_iter().flat_map(|feed| [Some(feed), None]).collect();
         let (socket, reading) = Socket::new(stream, channels.codec, feeds, false, activity.clone());
+        let reading = reading.with_patience(FORWARD_SLACK.patience);
         let connections = sources.into_iter().zip(&call.ports).enumerate().map(|(index, (source, port))| {
             let (data, error) = (socket.channel(index as u8 * 2), socket.channel(index as u8 * 2 + 1));
             forward_channel(self, &call.pod, *port, source, [Sink::Channel(data), Sink::Channel(error)])
@@ -292,16 +303,29 @@ async fn collect(opened: &mut mpsc::Receiver<spdy::Stream>, wanted: Wanted, vers
         }
         let stream = opened.recv().await?;
         let kind = stream.headers.get("streamtype").unwrap_or_default().to_owned();
+        let (slot, asked) = match &kind[..] {
+            "error" => (0, true),
+            "stdin" => (1, wanted.stdin),
+            "stdout" => (2, wanted.stdout),
+            "stderr" => (3, wanted.stderr),
+            "resize" => (4, wanted.resize),
+            _ => (5, false),
+        };
+        if slot == 5 || (asked && !missing[slot]) {
+            // dropped, it is refused
+            tracing::debug!(headers = ?stream.headers, "a stream of a kind that is unknown, or there already");
+            continue;
+        }
         let (source, sink) = stream.accept();
         let sink = Sink::Spdy(sink);
-        match &kind[..] {
-            "error" if missing[0] => error = Some(sink),
-            "stdin" if missing[1] => (stdin, _) = (Some(source), silent.push(sink)),
-            "stdout" if missing[2] => stdout = Some(sink),
-            "stderr" if missing[3] => stderr = Some(sink),
-            "resize" if missing[4] => (resize, _) = (Some(source), silent.push(sink)),
+        match slot {
             // what was not asked for is read to nowhere, as other servers do
-            _ => sink.finish(&[]).await,
+            _ if !asked => sink.finish(&[]).await,
+            0 => error = Some(sink),
+            1 => (stdin, _) = (Some(source), silent.push(sink)),
+            2 => stdout = Some(sink),
+            3 => stderr = Some(sink),
+            _ => (resize, _) = (Some(source), silent.push(sink)),
         }
     }
 }

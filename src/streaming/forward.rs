@@ -4,11 +4,10 @@
 //! any number at once. Over WebSocket channels there is one connection for each port that the URL was made for. The data
 //! stream is half closed in each direction when that direction ends; the error stream gets a text when something is wrong.
 //!
-//! What must never happen: one connection holding up another (but for the client's connection itself, see `spdy`); a
-//! connection to the pod that outlives its client.
+//! What must never happen: one connection holding up another for longer than a moment (see `spdy`: a client that keeps no
+//! windows may fill one up, which is then thrown away); a connection to the pod that outlives its client.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::future::pending;
 use std::time::Duration;
 
@@ -138,12 +137,19 @@ pub(crate) async fn connection(backend: &dyn Backend, pod: &str, port: u16, data
             let ends_with_pod = matches!(sink, Sink::Channel(_));
             let (up, down) = (up(source, write), down(read, sink));
             if ends_with_pod {
+                let up = async {
+                    match up.await {
+                        Some(wrong) => wrong,
+                        None => pending().await,
+                    }
+                };
                 tokio::select! {
                     wrong = down => wrong,
-                    never = async { up.await; pending::<Infallible>().await } => match never {},
+                    wrong = up => Some(wrong),
                 }
             } else {
-                join(up, down).await.1
+                let (up, down) = join(up, down).await;
+                up.or(down)
             }
         }
         Err(refusal) => Some(refusal.message),
@@ -155,22 +161,26 @@ pub(crate) async fn connection(backend: &dyn Backend, pod: &str, port: u16, data
     error.finish(text.unwrap_or_default().as_bytes()).await;
 }
 
-/// From the client to the pod.
-async fn up(mut source: Source, mut to: impl AsyncWrite + Unpin) {
+/// From the client to the pod; what went wrong on the pod's side.
+async fn up(mut source: Source, mut to: impl AsyncWrite + Unpin) -> Option<String> {
     let lost = source.lost();
     tokio::pin!(lost);
     let mut bytes = Vec::new();
     while let Ok(true) = source.take(&mut bytes).await {
         let written = tokio::select! {
             written = to.write_all(&bytes) => written,
-            () = &mut lost => return,
+            () = &mut lost => break,
         };
         // a pod that reads no more may still have something to say
         if written.is_err() {
-            return;
+            return None;
         }
     }
+    if source.is_given_up() {
+        return Some("the pod takes no data, and the client's other connections waited for it".to_owned());
+    }
     let _ = to.shutdown().await;
+    None
 }
 
 /// From the pod to the client; what went wrong on the pod's side.

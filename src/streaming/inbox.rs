@@ -35,6 +35,8 @@ struct State {
     buffer: Vec<u8>,
     ended: bool,
     reset: bool,
+    /// The reader has not taken anything for too long, and the stream was thrown away for that.
+    given_up: bool,
     /// Nobody reads: what comes is thrown away.
     unread: bool,
 }
@@ -60,17 +62,22 @@ impl Inbox {
 impl Feed {
     /// Add as much of `data` as there is room for; how much that was. All of it when nobody reads.
     pub(crate) fn push(&self, data: &[u8]) -> usize {
+        self.push_beyond(data, 0).0
+    }
+
+    /// As [`Feed::push`], with `more` bytes of room than the inbox was made with; and how much of it was thrown away.
+    pub(crate) fn push_beyond(&self, data: &[u8], more: usize) -> (usize, usize) {
         let mut state = self.0.lock();
         if state.unread || state.ended || state.reset {
-            return data.len();
+            return (data.len(), data.len());
         }
-        let taken = data.len().min(self.0.capacity.saturating_sub(state.buffer.len()));
+        let taken = data.len().min((self.0.capacity + more).saturating_sub(state.buffer.len()));
         state.buffer.extend_from_slice(&data[..taken]);
         drop(state);
         if taken > 0 {
             self.0.readable.notify_one();
         }
-        taken
+        (taken, 0)
     }
 
     /// Wait until there may be room.
@@ -85,15 +92,26 @@ impl Feed {
         self.0.readable.notify_one();
     }
 
-    /// Whether what is pushed is thrown away.
+    /// Whether nobody reads.
     pub(crate) fn is_unread(&self) -> bool {
         self.0.lock().unread
     }
 
     /// Nothing more will come, and nothing that came counts.
     pub(crate) fn reset(&self) {
+        self.throw_away(false);
+    }
+
+    /// As [`Feed::reset`], because the reader takes nothing.
+    pub(crate) fn give_up(&self) {
+        self.throw_away(true);
+    }
+
+    fn throw_away(&self, given_up: bool) {
         let mut state = self.0.lock();
-        (state.reset, state.buffer) = (true, Vec::new());
+        state.given_up |= given_up && !state.reset;
+        // what has come is dropped, and counted, with the source
+        state.reset = true;
         drop(state);
         self.0.readable.notify_one();
         self.0.writable.notify_one();
@@ -114,6 +132,11 @@ impl Source {
     pub(crate) fn when_taken(mut self, taken: impl Fn(usize) + Send + Sync + 'static) -> Source {
         self.taken = Some(Box::new(taken));
         self
+    }
+
+    /// Whether the stream was thrown away because we took nothing of it.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.inbox.lock().given_up
     }
 
     /// Wait until the other side throws the stream away.
@@ -204,6 +227,21 @@ mod tests {
         feed.push(b"abc");
         drop(feed);
         assert_eq!(source.take(&mut Vec::new()).await, Err(Reset));
+    }
+
+    #[tokio::test]
+    async fn what_a_reset_drops_is_told_with_the_source() {
+        let counted = Arc::new(Mutex::new(0));
+        let (feed, source) = inbox(4);
+        let count = counted.clone();
+        let mut source = source.when_taken(move |n| *count.lock().expect("count") += n);
+        assert_eq!(feed.push_beyond(b"abcdefgh", 2), (6, 0));
+        feed.give_up();
+        assert_eq!(feed.push_beyond(b"more", 2), (4, 4), "thrown away");
+        assert_eq!(source.take(&mut Vec::new()).await, Err(Reset));
+        assert!(source.is_given_up());
+        drop(source);
+        assert_eq!(*counted.lock().expect("count"), 6);
     }
 
     #[tokio::test]

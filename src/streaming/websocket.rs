@@ -4,7 +4,8 @@
 //! a client half closes a channel with a message of two bytes, 255 and the number. The server closes only the whole.
 //!
 //! There is no flow control but the connection's own: a channel whose inbox is full stops the reading, of this client
-//! only. Meanwhile its pings are not seen; so that it does not give up, pongs that it has not asked for are sent.
+//! only. Meanwhile its pings are not seen; so that it does not give up, pongs that it has not asked for are sent. Channels that
+//! have nothing to do with each other (ports) do not wait long: one of which nothing is read is thrown away.
 //!
 //! What must never happen: a message that is larger than [`LARGEST_MESSAGE`] in memory; a message written in part.
 
@@ -69,6 +70,8 @@ pub(crate) struct Reading {
     feeds: Vec<Option<Feed>>,
     /// Whether the client can half close (v5).
     half_close: bool,
+    /// A full channel of which nothing was read for so long is thrown away; `None`: the client waits.
+    patience: Option<Duration>,
 }
 
 /// A channel that we write.
@@ -97,7 +100,7 @@ impl Socket {
     ) -> (Socket, Reading) {
         let (write, read) = stream.split();
         let socket = Socket(Arc::new(Shared { write: Mutex::new(write), codec, activity }));
-        (socket.clone(), Reading { read, socket, feeds, half_close })
+        (socket.clone(), Reading { read, socket, feeds, half_close, patience: None })
     }
 
     /// The channel with this number.
@@ -144,6 +147,11 @@ impl Channel {
 }
 
 impl Reading {
+    /// Throw a channel away of which nothing is read for `patience`, so that the others go on.
+    pub(crate) fn with_patience(self, patience: Option<Duration>) -> Reading {
+        Reading { patience, ..self }
+    }
+
     /// Hand messages to their channels until the client closes or goes.
     ///
     /// # Errors
@@ -199,7 +207,10 @@ impl Reading {
             if rest.is_empty() {
                 return Ok(());
             }
-            if timeout(SIGN_OF_LIFE, feed.room()).await.is_err() {
+            let waited = timeout(self.patience.unwrap_or(SIGN_OF_LIFE), feed.room()).await;
+            if waited.is_err() && self.patience.is_some() {
+                feed.give_up();
+            } else if waited.is_err() {
                 self.socket.send(Message::Pong(Bytes::new())).await?;
             }
         }

@@ -12,7 +12,7 @@ use super::frame::{
     self, Away, Control, Decoder, Event, HEAD, LARGEST_CONTROL, LARGEST_DATA, Malformed, Status,
 };
 use super::headers::{EmptyBlocks, Headers, Inflater};
-use super::state::{FIRST_WINDOW, Opening, Room, Streams};
+use super::state::{FIRST_WINDOW, Grant, Opening, Overflow, Room, Streams};
 use crate::activity::Activity;
 use crate::inbox::{Reset, Source, inbox};
 use crate::outgoing::Outgoing;
@@ -32,8 +32,21 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 pub(crate) struct Limits {
     /// Streams at the same time.
     pub streams: usize,
-    /// Bytes that wait on a stream for their reader.
+    /// Bytes that wait on a stream for their reader: its window.
     pub inbox: usize,
+    /// What a client without windows gets beyond those.
+    pub slack: Slack,
+}
+
+/// How far a client that keeps no windows may fill one stream before the others of its session feel it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Slack {
+    /// Bytes beyond the stream's window.
+    pub stream: usize,
+    /// Bytes that wait in all streams together.
+    pub session: usize,
+    /// A full stream of which nothing was read for so long is thrown away; `None`: its client waits.
+    pub patience: Option<Duration>,
 }
 
 type Write = Box<dyn AsyncWrite + Send + Unpin>;
@@ -81,18 +94,18 @@ impl Session {
     pub(crate) fn new(write: Write, limits: Limits, activity: Arc<Activity>) -> Session {
         let mut bytes = Vec::new();
         frame::put_setting(&mut bytes, frame::INITIAL_WINDOW_SIZE, limits.inbox as u32);
-        let taken = (limits.inbox * 4).saturating_sub(FIRST_WINDOW as usize);
+        let grant = Grant { stream: limits.inbox, session: FIRST_WINDOW as usize };
         let session = Session(Arc::new(Shared {
             limits,
             activity,
             write: tokio::sync::Mutex::new(write),
             queue: Mutex::new(Queue { bytes, blocks: EmptyBlocks::default(), taken: 0, overflown: false }),
             queued: Notify::new(),
-            streams: Mutex::new(Streams::new(limits.streams)),
+            streams: Mutex::new(Streams::new(limits.streams, grant)),
             changed: Notify::new(),
         }));
-        session.taken(taken);
         session.0.queued.notify_one();
+        session.allow(0, (limits.inbox * 4).saturating_sub(FIRST_WINDOW as usize));
         session
     }
 
@@ -164,7 +177,7 @@ impl Session {
         let Some((event, took)) = decoder.next(input)? else { return Ok(0) };
         match event {
             Event::Data { id, piece, fin } => {
-                self.data(id, piece).await;
+                self.data(id, piece).await?;
                 if fin {
                     self.lock().theirs_ended(id);
                 }
@@ -180,7 +193,7 @@ impl Session {
                 }
             }
             Event::Control(Control::SynReply { block }) => drop(inflater.headers(block)?),
-            Event::Control(control) => self.obey(control),
+            Event::Control(control) => self.obey(control)?,
         }
         if self.queue().overflown {
             return Err(Malformed("more pings and resets than are read"));
@@ -202,7 +215,7 @@ impl Session {
         let _ = opened.try_send(Stream { headers, source, sink });
     }
 
-    fn obey(&self, control: Control<'_>) {
+    fn obey(&self, control: Control<'_>) -> Result<(), Malformed> {
         match control {
             Control::RstStream { id } => {
                 self.lock().reset(id);
@@ -220,48 +233,73 @@ impl Session {
             }
             Control::WindowUpdate { id, delta } => {
                 let widened = self.lock().widen(id, delta);
-                if let Err(status) = widened {
-                    self.reset(id, status);
+                match widened {
+                    Ok(()) => self.0.changed.notify_waiters(),
+                    Err(_) if id == 0 => return Err(Malformed("a session's window that is too large")),
+                    Err(status) => self.reset(id, status),
                 }
-                self.0.changed.notify_waiters();
             }
             _ => {}
         }
+        Ok(())
     }
 
     /// Hand a piece of data to its stream, waiting until there is room.
-    async fn data(&self, id: u32, mut piece: &[u8]) {
+    async fn data(&self, id: u32, piece: &[u8]) -> Result<(), Malformed> {
         self.0.activity.note();
+        let arrived = self.lock().arrived(id, piece.len());
+        match arrived {
+            Ok(()) => self.deliver(id, piece).await,
+            Err(Overflow::Session) => return Err(Malformed("more data than the session's window allows")),
+            Err(Overflow::Stream) => {
+                self.taken(piece.len());
+                self.reset(id, Status::FlowControlError);
+            }
+        }
+        Ok(())
+    }
+
+    async fn deliver(&self, id: u32, mut piece: &[u8]) {
+        let Slack { stream, session, patience } = self.0.limits.slack;
         loop {
-            let (room, thrown_away) = {
+            let delivered = {
                 let streams = self.lock();
-                match streams.feed(id) {
-                    Ok(feed) => {
-                        let thrown_away = feed.is_unread();
-                        let count = feed.push(piece);
-                        piece = &piece[count..];
-                        (feed.room(), if thrown_away { count } else { 0 })
-                    }
-                    Err(never_opened) => {
-                        drop(streams);
-                        self.taken(piece.len());
-                        if never_opened {
-                            self.enqueue(|queue| {
-                                frame::put_reset(&mut queue.bytes, id, Status::InvalidStream)
-                            });
-                        }
-                        return;
-                    }
-                }
+                let slack = streams.slack(session).min(stream);
+                streams.feed(id).map(|feed| (feed.push_beyond(piece, slack), feed.room()))
             };
+            let ((count, thrown_away), room) = match delivered {
+                Ok(delivered) => delivered,
+                Err(never_opened) => return self.nowhere(id, piece.len(), never_opened),
+            };
+            piece = &piece[count..];
             self.taken(thrown_away);
             if piece.is_empty() {
                 return;
             }
-            if timeout(SIGN_OF_LIFE, room).await.is_err() {
+            let waited = timeout(patience.unwrap_or(SIGN_OF_LIFE), room).await;
+            if waited.is_err() && patience.is_some() {
+                // the next turn finds no stream
+                self.give_up(id);
+            } else if waited.is_err() {
                 self.enqueue(|queue| frame::put_ping(&mut queue.bytes, 2));
             }
         }
+    }
+
+    /// Data for a stream that is gone, or never was.
+    fn nowhere(&self, id: u32, count: usize, never_opened: bool) {
+        self.taken(count);
+        if never_opened {
+            self.enqueue(|queue| frame::put_reset(&mut queue.bytes, id, Status::InvalidStream));
+        }
+    }
+
+    /// Throw a stream away of which nothing is read, so that the others of its session go on.
+    fn give_up(&self, id: u32) {
+        if let Ok(feed) = self.lock().feed(id) {
+            feed.give_up();
+        }
+        self.reset(id, Status::FlowControlError);
     }
 
     /// Write queued control frames as they come.
@@ -304,14 +342,18 @@ impl Session {
         self.0.changed.notify_waiters();
     }
 
-    /// `count` bytes have left the session's window: once they are many, let the client send as many more.
+    /// `count` bytes that have come wait no longer: once they are many, let the client send as many more.
     fn taken(&self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.lock().taken(count);
         let mut queue = self.queue();
         queue.taken += count;
         if queue.taken >= self.0.limits.inbox {
-            let delta = std::mem::take(&mut queue.taken) as u32;
+            let delta = std::mem::take(&mut queue.taken);
             drop(queue);
-            self.enqueue(|queue| frame::put_window(&mut queue.bytes, 0, delta));
+            self.allow(0, delta);
         }
     }
 
@@ -321,9 +363,15 @@ impl Session {
         let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
         *sum += count;
         if *sum >= self.0.limits.inbox / 2 && self.lock().is_fed(id) {
-            let delta = std::mem::take(&mut *sum) as u32;
-            self.enqueue(|queue| frame::put_window(&mut queue.bytes, id, delta));
+            self.allow(id, std::mem::take(&mut *sum));
         }
+    }
+
+    /// Let the client send so much more on a stream, or (id 0) on all together.
+    fn allow(&self, id: u32, delta: usize) {
+        // before it is told, so that nothing which it sends for that counts as too much
+        self.lock().allow(id, delta);
+        self.enqueue(|queue| frame::put_window(&mut queue.bytes, id, delta as u32));
     }
 
     fn lock(&self) -> MutexGuard<'_, Streams> {

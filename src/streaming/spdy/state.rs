@@ -11,6 +11,24 @@ pub(crate) const FIRST_WINDOW: i64 = 64 << 10;
 /// Windows may not grow beyond this.
 const LARGEST_WINDOW: i64 = (1 << 31) - 1;
 
+/// What a client may send before it is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    /// On each stream: the window that it begins with.
+    pub stream: usize,
+    /// On all together.
+    pub session: usize,
+}
+
+/// A client that keeps windows has sent more than one of them allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overflow {
+    /// That of the stream.
+    Stream,
+    /// That of the session.
+    Session,
+}
+
 /// Streams of one session.
 pub(crate) struct Streams {
     open: HashMap<u32, Entry>,
@@ -23,6 +41,11 @@ pub(crate) struct Streams {
     first_window: i64,
     /// Of all streams together.
     session_window: i64,
+    /// Bytes that the client may still send.
+    grant: Grant,
+    allowed: i64,
+    /// Bytes that have come and were neither read nor thrown away.
+    unread: usize,
     /// No stream can be written to any more.
     gone: bool,
 }
@@ -30,6 +53,8 @@ pub(crate) struct Streams {
 struct Entry {
     feed: Feed,
     window: i64,
+    /// Bytes that the client may still send.
+    allowed: i64,
     /// We have sent our last.
     ours_ended: bool,
     /// The client has sent its last.
@@ -58,7 +83,7 @@ pub(crate) enum Room {
 
 impl Streams {
     /// None yet, and never more than `most`.
-    pub(crate) fn new(most: usize) -> Streams {
+    pub(crate) fn new(most: usize, grant: Grant) -> Streams {
         Streams {
             open: HashMap::new(),
             last: 0,
@@ -66,6 +91,9 @@ impl Streams {
             windows: false,
             first_window: FIRST_WINDOW,
             session_window: FIRST_WINDOW,
+            grant,
+            allowed: grant.session as i64,
+            unread: 0,
             gone: false,
         }
     }
@@ -82,7 +110,8 @@ impl Streams {
         if fin {
             feed.end();
         }
-        let entry = Entry { feed, window: self.first_window, ours_ended: false, theirs_ended: fin };
+        let allowed = self.grant.stream as i64;
+        let entry = Entry { feed, window: self.first_window, allowed, ours_ended: false, theirs_ended: fin };
         self.open.insert(id, entry);
         Opening::Opened
     }
@@ -93,6 +122,39 @@ impl Streams {
             Some(entry) if !entry.theirs_ended => Ok(&entry.feed),
             _ => Err(id > self.last || id.is_multiple_of(2)),
         }
+    }
+
+    /// So much has come on a stream; `Err`: more than the client was allowed. One that has shown no windows does not
+    /// know what it is allowed.
+    pub(crate) fn arrived(&mut self, id: u32, count: usize) -> Result<(), Overflow> {
+        self.unread += count;
+        self.allowed -= count as i64;
+        if self.windows && self.allowed < 0 {
+            return Err(Overflow::Session);
+        }
+        let Some(entry) = self.open.get_mut(&id).filter(|entry| !entry.theirs_ended) else { return Ok(()) };
+        entry.allowed -= count as i64;
+        if self.windows && entry.allowed < 0 { Err(Overflow::Stream) } else { Ok(()) }
+    }
+
+    /// So much of what has come was read or thrown away.
+    pub(crate) fn taken(&mut self, count: usize) {
+        self.unread = self.unread.saturating_sub(count);
+    }
+
+    /// The client may send more on a stream, or (id 0) on all together.
+    pub(crate) fn allow(&mut self, id: u32, delta: usize) {
+        if id == 0 {
+            self.allowed += delta as i64;
+        } else if let Some(entry) = self.open.get_mut(&id) {
+            entry.allowed += delta as i64;
+        }
+    }
+
+    /// How much more than a stream's window may wait for its reader: nothing when the client keeps windows, else what
+    /// is left of `most`.
+    pub(crate) fn slack(&self, most: usize) -> usize {
+        if self.windows { 0 } else { most.saturating_sub(self.unread) }
     }
 
     /// The client has sent its last on a stream.
@@ -181,6 +243,8 @@ mod tests {
     use super::*;
     use crate::inbox::{Reset, inbox};
 
+    const GRANT: Grant = Grant { stream: 100, session: 250 };
+
     fn open(streams: &mut Streams, id: u32) -> (Opening, crate::inbox::Source) {
         let (feed, source) = inbox(100);
         (streams.open(id, false, feed), source)
@@ -188,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn ids_are_odd_and_grow() {
-        let mut streams = Streams::new(2);
+        let mut streams = Streams::new(2, GRANT);
         assert_eq!(open(&mut streams, 3).0, Opening::Opened);
         for id in [3, 1, 4] {
             assert_eq!(open(&mut streams, id).0, Opening::Reset(Status::ProtocolError), "{id}");
@@ -203,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_stream_goes_when_both_have_ended() {
-        let mut streams = Streams::new(9);
+        let mut streams = Streams::new(9, GRANT);
         let _source = open(&mut streams, 1);
         assert!(streams.ours_ended(1) && !streams.ours_ended(1));
         assert!(streams.feed(1).is_ok(), "half closed");
@@ -215,7 +279,7 @@ mod tests {
 
     #[test]
     fn windows_count_once_the_client_has_any() {
-        let mut streams = Streams::new(9);
+        let mut streams = Streams::new(9, GRANT);
         let _sources = [open(&mut streams, 1), open(&mut streams, 3), open(&mut streams, 5)];
         assert_eq!(streams.reserve(5, 1 << 20), Room::Bytes(1 << 20));
         streams.set_first_window(100);
@@ -237,8 +301,25 @@ mod tests {
     }
 
     #[test]
+    fn more_than_was_allowed_counts_once_the_client_has_windows() {
+        let mut streams = Streams::new(9, GRANT);
+        let _sources = [open(&mut streams, 1), open(&mut streams, 3), open(&mut streams, 5)];
+        assert_eq!((streams.arrived(1, 1000), streams.slack(1500)), (Ok(()), 500), "it knows of none");
+        streams.taken(1000);
+        (streams.allow(1, 1000), streams.allow(0, 1000));
+        streams.set_first_window(1);
+        assert_eq!(streams.slack(1500), 0);
+        assert_eq!((streams.arrived(1, 100), streams.arrived(3, 100)), (Ok(()), Ok(())));
+        assert_eq!(streams.arrived(3, 1), Err(Overflow::Stream));
+        assert_eq!((streams.arrived(5, 49), streams.arrived(5, 1)), (Ok(()), Err(Overflow::Session)));
+        streams.allow(0, 2);
+        assert_eq!(streams.arrived(7, 1), Ok(()), "a stream that is gone counts for the session");
+        assert_eq!(streams.arrived(7, 1), Err(Overflow::Session));
+    }
+
+    #[test]
     fn a_smaller_first_window_makes_open_ones_negative() {
-        let mut streams = Streams::new(9);
+        let mut streams = Streams::new(9, GRANT);
         let _source = open(&mut streams, 1);
         streams.set_first_window(1000);
         assert_eq!(streams.reserve(1, 1000), Room::Bytes(1000));

@@ -5,19 +5,11 @@ mod support;
 use std::time::Duration;
 
 use streaming::Settings;
-use support::{Client, forward, server};
+use support::{Client, forward, pair, server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 const PROTOCOL: &str = "portforward.k8s.io";
-
-/// Opens a pair: error, data.
-async fn pair(client: &mut Client, request: &str, port: u16) -> (u32, u32) {
-    let port = port.to_string();
-    let error = client.open(&[("streamtype", "error"), ("port", &port), ("requestid", request)]).await;
-    let data = client.open(&[("streamtype", "data"), ("port", &port), ("requestid", request)]).await;
-    (error, data)
-}
 
 /// A server that says "hello", then what it was sent once that has ended, then closes.
 async fn late_echo() -> u16 {

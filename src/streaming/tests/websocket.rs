@@ -4,7 +4,7 @@ mod support;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use streaming::{Forward, Settings};
-use support::{DEADLINE, parts, server, sh};
+use support::{DEADLINE, parts, server, sh, websocket};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -13,18 +13,6 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 const SUCCESS: &str = r#"{"metadata":{},"status":"Success"}"#;
-
-async fn connect(url: &str, protocol: &str) -> WebSocketStream<TcpStream> {
-    let stream = TcpStream::connect(parts(url).0).await.expect("connects");
-    let mut request = url.replacen("http", "ws", 1).into_client_request().expect("a request");
-    if !protocol.is_empty() {
-        request.headers_mut().insert("sec-websocket-protocol", protocol.parse().expect("a name"));
-    }
-    let (stream, answer) = tokio_tungstenite::client_async(request, stream).await.expect("upgrades");
-    let chosen = answer.headers().get("sec-websocket-protocol").map(|name| name.to_str().expect("text"));
-    assert_eq!(chosen.unwrap_or_default(), protocol);
-    stream
-}
 
 /// What comes on five channels until the server closes.
 async fn all(stream: &mut WebSocketStream<TcpStream>) -> [String; 5] {
@@ -47,7 +35,7 @@ async fn all(stream: &mut WebSocketStream<TcpStream>) -> [String; 5] {
 async fn half_close_in_the_fifth_version() {
     let (server, _) = server(Settings::default()).await;
     let url = server.exec_url(sh("cat; echo err >&2; exit 7")).expect("a URL");
-    let mut stream = connect(&url, "v5.channel.k8s.io").await;
+    let mut stream = websocket(&url, "v5.channel.k8s.io").await;
     for message in [&b"\0hello "[..], b"\0world", b"", b"\x09nobody", b"\xff\0", b"\0too late"] {
         stream.send(Message::binary(message.to_vec())).await.expect("sends");
     }
@@ -61,13 +49,13 @@ async fn earlier_versions_and_base64() {
     let (server, _) = server(Settings::default()).await;
     for (protocol, success) in [("v4.channel.k8s.io", SUCCESS), ("channel.k8s.io", ""), ("", "")] {
         let url = server.exec_url(sh("read line; echo $line")).expect("a URL");
-        let mut stream = connect(&url, protocol).await;
+        let mut stream = websocket(&url, protocol).await;
         stream.send(Message::binary(b"\0hello\n".to_vec())).await.expect("sends");
         let [_, out, _, status, _] = all(&mut stream).await;
         assert_eq!((&out[..], &status[..]), ("hello\n", success), "{protocol}");
     }
     let url = server.exec_url(sh("read line; echo $line; read more; kill $$")).expect("a URL");
-    let mut stream = connect(&url, "v4.base64.channel.k8s.io").await;
+    let mut stream = websocket(&url, "v4.base64.channel.k8s.io").await;
     stream.send(Message::text("0aGVsbG8K")).await.expect("sends");
     loop {
         match timeout(DEADLINE, stream.next()).await.expect("in time").expect("more").expect("a message") {
@@ -87,7 +75,7 @@ async fn what_is_not_of_the_protocol_ends_the_connection() {
         ("v4.base64.channel.k8s.io", Message::text("0!")),
     ] {
         let url = server.exec_url(sh("sleep 600")).expect("a URL");
-        let mut stream = connect(&url, protocol).await;
+        let mut stream = websocket(&url, protocol).await;
         stream.send(message).await.expect("sends");
         while let Some(Ok(_)) = timeout(DEADLINE, stream.next()).await.expect("in time") {}
     }
@@ -97,7 +85,7 @@ async fn what_is_not_of_the_protocol_ends_the_connection() {
 async fn a_large_answer_arrives_whole() {
     let (server, _) = server(Settings::default()).await;
     let url = server.exec_url(sh("head -c 5000000 /dev/zero | tr '\\0' x")).expect("a URL");
-    let [_, out, _, status, _] = all(&mut connect(&url, "v5.channel.k8s.io").await).await;
+    let [_, out, _, status, _] = all(&mut websocket(&url, "v5.channel.k8s.io").await).await;
     assert_eq!((out.len(), &status[..]), (5_000_000, SUCCESS));
 }
 
@@ -115,7 +103,7 @@ async fn ports_in_channels() {
         stream.write_all(&got).await.expect("writes");
     });
     let url = server.forward_url(Forward { pod: "p".to_owned(), ports: ports.to_vec() }).expect("a URL");
-    let mut stream = connect(&url, "v4.channel.k8s.io").await;
+    let mut stream = websocket(&url, "v4.channel.k8s.io").await;
     stream.send(Message::binary(b"\0hello".to_vec())).await.expect("sends");
     let mut channels = [const { Vec::new() }; 4];
     while let Some(Ok(message)) = timeout(DEADLINE, stream.next()).await.expect("in time") {
@@ -151,7 +139,7 @@ async fn spdy_through_the_tunnel() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
     let port = listener.local_addr().expect("an address").port().to_string();
     let url = server.forward_url(support::forward()).expect("a URL");
-    let socket = connect(&url, "SPDY/3.1+portforward.k8s.io").await;
+    let socket = websocket(&url, "SPDY/3.1+portforward.k8s.io").await;
     // a plain client on one end of a pipe, and its bytes in messages of any size
     let (near, far) = tokio::io::duplex(1000);
     let carrier = tokio::spawn(carry(socket, far));

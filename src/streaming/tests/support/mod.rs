@@ -13,9 +13,11 @@ use streaming::{
     Size,
 };
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 
 /// Nothing takes so long, also on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
@@ -115,6 +117,37 @@ pub(crate) fn sh(script: &str) -> Exec {
 
 pub(crate) fn forward() -> Forward {
     Forward { pod: "p".to_owned(), ports: Vec::new() }
+}
+
+/// Opens a pair: error, data.
+pub(crate) async fn pair(client: &mut Client, request: &str, port: u16) -> (u32, u32) {
+    let port = port.to_string();
+    let error = client.open(&[("streamtype", "error"), ("port", &port), ("requestid", request)]).await;
+    let data = client.open(&[("streamtype", "data"), ("port", &port), ("requestid", request)]).await;
+    (error, data)
+}
+
+/// A listener whose connections take little before somebody reads; and its port.
+pub(crate) fn stuck_listener() -> (TcpListener, u16) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a small buffer");
+    socket.bind(([127, 0, 0, 1], 0).into()).expect("binds");
+    let listener = socket.listen(16).expect("listens");
+    let port = listener.local_addr().expect("an address").port();
+    (listener, port)
+}
+
+/// A WebSocket on which `protocol` was agreed.
+pub(crate) async fn websocket(url: &str, protocol: &str) -> WebSocketStream<TcpStream> {
+    let stream = TcpStream::connect(parts(url).0).await.expect("connects");
+    let mut request = url.replacen("http", "ws", 1).into_client_request().expect("a request");
+    if !protocol.is_empty() {
+        request.headers_mut().insert("sec-websocket-protocol", protocol.parse().expect("a name"));
+    }
+    let (stream, answer) = tokio_tungstenite::client_async(request, stream).await.expect("upgrades");
+    let chosen = answer.headers().get("sec-websocket-protocol").map(|name| name.to_str().expect("text"));
+    assert_eq!(chosen.unwrap_or_default(), protocol);
+    stream
 }
 
 /// The address and the path of a URL.
@@ -256,6 +289,16 @@ impl Client {
 
     pub(crate) async fn reset(&mut self, id: u32) {
         self.control(3, 0, &[id.to_be_bytes(), 5_u32.to_be_bytes()].concat()).await;
+    }
+
+    /// SETTINGS: streams to this client begin with 64 KiB. From then on it is one that keeps windows.
+    pub(crate) async fn keep_windows(&mut self) {
+        self.control(4, 0, &[1_u32.to_be_bytes(), 7_u32.to_be_bytes(), 0x1_0000_u32.to_be_bytes()].concat())
+            .await;
+    }
+
+    pub(crate) async fn ping(&mut self, id: u32) {
+        self.control(6, 0, &id.to_be_bytes()).await;
     }
 
     pub(crate) async fn window(&mut self, id: u32, delta: u32) {
