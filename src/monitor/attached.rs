@@ -3,14 +3,19 @@
 //! Output is copied to each client (`clients`). Input does not pass the monitor: a client gets a copy of our end of the stdin
 //! pipe, or of the terminal's master, and writes to the container itself. With `stdin_once` only the first client gets one; when that
 //! client's input ends, or it leaves, our own is closed, and the container reads the end.
+//!
+//! A client that is behind when its container ends gets the rest as it reads, for as long as the monitor lives; and when all else
+//! is removed the monitor lives on for those that still read ([`Farewell`]). What must never happen: a pod that cannot be removed
+//! because a client does not read.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use oci::ContainerId;
 
 use crate::clients::Client;
 use crate::container::{Container, Phase, failure};
-use crate::events::Key;
+use crate::events::{Key, Timer};
 use crate::lines::Stream;
 use crate::protocol::{Attach, Failure, Reply};
 use crate::supervisor::Supervisor;
@@ -21,6 +26,20 @@ pub(crate) struct Leaving {
     client: Client,
     /// What it is told then.
     last: Reply,
+}
+
+/// Before the monitor ends, a client that reads nothing for so long loses the rest…
+const QUIET: Duration = Duration::from_millis(500);
+
+/// …and after this one that reads too slowly: whoever asked for the end waits for it.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// The last moments of a monitor.
+#[derive(Debug)]
+pub(crate) struct Farewell {
+    until: Instant,
+    /// Somebody has read since this was looked at last.
+    read: bool,
 }
 
 impl Supervisor {
@@ -70,6 +89,9 @@ impl Supervisor {
     pub(crate) fn client_ready(&mut self, peer: Key, stream: Stream) {
         if let Some(at) = self.leaving.iter().position(|leaving| leaving.client.peer == peer) {
             let leaving = &mut self.leaving[at];
+            if let Some(farewell) = &mut self.farewell {
+                farewell.read = true;
+            }
             let caught = leaving.client.catch_up(stream, self.buffers.read(), &self.events);
             if caught.is_err() || leaving.client.has_all() {
                 let Leaving { mut client, last } = self.leaving.remove(at);
@@ -105,6 +127,29 @@ impl Supervisor {
             } else {
                 self.leaving.push(Leaving { client, last: last.clone() });
             }
+        }
+    }
+
+    /// Whether none is behind any more. Those that are have little time from now on.
+    pub(crate) fn clients_are_served(&mut self) -> bool {
+        if !self.leaving.is_empty() && self.farewell.is_none() {
+            self.farewell = Some(Farewell { until: Instant::now() + LONGEST, read: false });
+            self.events.arm(QUIET, Timer::Farewell);
+        }
+        self.leaving.is_empty()
+    }
+
+    /// Wait on for those that read, or no longer.
+    pub(crate) fn farewell_due(&mut self) {
+        let Some(farewell) = &mut self.farewell else { return };
+        if std::mem::take(&mut farewell.read) && Instant::now() < farewell.until {
+            self.events.arm(QUIET, Timer::Farewell);
+            return;
+        }
+        for Leaving { mut client, .. } in std::mem::take(&mut self.leaving) {
+            client.leave(&self.events);
+            let reason = "the pod was removed before all of the output was read".to_owned();
+            self.answer(client.peer, &Reply::Detached { reason });
         }
     }
 

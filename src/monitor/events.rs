@@ -51,6 +51,8 @@ pub(crate) enum Timer {
     Record(Key),
     /// A container is to be removed.
     Removal(Key),
+    /// Clients that are still to get the rest of the output may be waited for no longer.
+    Farewell,
     /// Nothing happened for a while.
     Idle,
 }

@@ -25,7 +25,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use oci::ContainerId;
 
-use crate::attached::Leaving;
+use crate::attached::{Farewell, Leaving};
 use crate::container::Container;
 use crate::events::{Event, Events, Key, Source, Timer};
 use crate::output::Buffers;
@@ -75,6 +75,8 @@ pub(crate) struct Supervisor {
     pub(crate) reaper: Option<Reaper>,
     /// Who asked for the end.
     pub(crate) ending: Option<Vec<Key>>,
+    /// All is removed, and some of [`Supervisor::leaving`] still read.
+    pub(crate) farewell: Option<Farewell>,
     /// Something happened since the idle timer was armed; `None`: it is not armed.
     busy: Option<bool>,
     keys: Key,
@@ -132,6 +134,7 @@ fn prepare(dir: &Path, seccomp_cache: PathBuf) -> Result<Supervisor, String> {
         buffers: Buffers::default(),
         reaper,
         ending: None,
+        farewell: None,
         busy: None,
         keys: 0,
     })
@@ -216,6 +219,7 @@ impl Supervisor {
             }
             Timer::Record(key) => self.record_exit(key),
             Timer::Removal(key) => self.remove_step(key),
+            Timer::Farewell => self.farewell_due(),
             Timer::Idle => self.idle(),
         }
     }
@@ -343,8 +347,11 @@ impl Supervisor {
 
     // ---- the end
 
-    fn is_over(&self) -> bool {
-        self.ending.is_some() && self.containers.is_empty() && self.reaper.is_none()
+    fn is_over(&mut self) -> bool {
+        self.ending.is_some()
+            && self.containers.is_empty()
+            && self.reaper.is_none()
+            && self.clients_are_served()
     }
 
     fn finish(&mut self) {

@@ -205,6 +205,48 @@ fn one_that_is_late_gets_the_rest_after_the_end() {
     pod.shut_down();
 }
 
+/// A client that has read nothing yet of 1.3 MB, of a container that has ended.
+fn late(pod: &Pod) -> (Client, String) {
+    let (made, _) = run(pod, "read go; seq 1 200000", false);
+    let mut late = attach(pod, &made.id, true);
+    late.input.take().expect("stdin").write_all(b"go\n").expect("write");
+    assert_eq!(pod.exit(&made.id).code, 0);
+    (late, (1..=200_000).map(|n| format!("{n}\n")).collect())
+}
+
+#[test]
+fn one_that_still_reads_gets_the_rest_before_the_pod_is_gone() {
+    needs_root!("one_that_still_reads_gets_the_rest_before_the_pod_is_gone");
+    let pod = Pod::new();
+    let (mut late, wanted) = late(&pod);
+    let ending = pod.client.send(&Request::Shutdown, &[]).expect("send");
+    let mut got = late.read(1);
+    // 0.8 s: longer than one that reads nothing is waited for
+    for _ in 0..10 {
+        std::thread::sleep(std::time::Duration::from_millis(80)); // how slow it is
+        got += &late.read(wanted.len() / 11);
+    }
+    got += &late.rest().0;
+    assert!(got == wanted, "{} of {}", got.len(), wanted.len());
+    assert_eq!(late.exit().code, 0);
+    drop(ending);
+    pod.shut_down_already();
+}
+
+#[test]
+fn one_that_does_not_read_does_not_hold_the_pod_up() {
+    needs_root!("one_that_does_not_read_does_not_hold_the_pod_up");
+    let pod = Pod::new();
+    let (mut late, wanted) = late(&pod);
+    let begin = Instant::now();
+    pod.shut_down();
+    assert!(begin.elapsed().as_secs() < 4, "{:?}", begin.elapsed());
+    let reply = late.last();
+    assert!(matches!(&reply, Reply::Detached { reason } if reason.contains("before all")), "{reply:?}");
+    let (some, _) = late.rest();
+    assert!(some.len() < wanted.len() && wanted.starts_with(&some));
+}
+
 #[test]
 fn a_removed_container_tells_its_clients_why() {
     needs_root!("a_removed_container_tells_its_clients_why");

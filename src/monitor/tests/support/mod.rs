@@ -259,8 +259,13 @@ impl Pod {
     }
 
     /// End the monitor as the daemon does, and see it end.
-    pub fn shut_down(mut self) {
+    pub fn shut_down(self) {
         self.done(&Request::Shutdown);
+        self.shut_down_already();
+    }
+
+    /// See a monitor end that was told to.
+    pub fn shut_down_already(mut self) {
         let status = self.monitor.wait().expect("monitor ends");
         assert!(status.success(), "{status}\n{}", self.complaints());
     }
