@@ -8,6 +8,7 @@
 mod commands;
 mod crictl;
 mod figures;
+mod large;
 mod steps;
 mod streams;
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::crictl::Crictl;
-use crate::{commands, figures, streams};
+use crate::{commands, figures, large, streams};
 
 /// The image that most containers are of.
 pub(crate) const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
@@ -18,7 +18,7 @@ const NGINX: &str = "registry.k8s.io/e2e-test-images/nginx:1.14-2";
 pub(crate) type Step = (&'static str, fn(&mut Crictl) -> Result<()>);
 
 /// All steps.
-pub(crate) const ALL: [Step; 29] = [
+pub(crate) const ALL: [Step; 34] = [
     ("version and status are told", version_and_status),
     ("an image is pulled, listed and inspected", image_is_pulled),
     ("an image that does not exist is named in the error", missing_image_is_named),
@@ -42,6 +42,11 @@ pub(crate) const ALL: [Step; 29] = [
     ("attach passes input to a container and its output back", streams::attach),
     ("attach to a container's terminal", streams::attach_terminal),
     ("port-forward reaches a server in the pod", streams::forward),
+    ("port-forward in a terminal ends with ^C", streams::forward_terminal),
+    ("who takes part in a container is told that it was removed", streams::removed),
+    ("500 MiB go through exec, each way", large::exec),
+    ("500 MiB go through attach, each way", large::attach),
+    ("500 MiB go through port-forward, each way", large::forward),
     ("a container that fails keeps its exit code", exit_code),
     ("a command that does not exist is named in the error", missing_command_is_named),
     ("a container that does not exist is named in the error", missing_container_is_named),

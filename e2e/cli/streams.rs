@@ -11,9 +11,9 @@ use crate::crictl::Crictl;
 use crate::steps::{BUSYBOX, get};
 
 /// How crictl may speak to the streaming server.
-const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
+pub(crate) const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 
-fn crictl_command(words: &[&str]) -> Command {
+pub(crate) fn crictl_command(words: &[&str]) -> Command {
     let mut command = Command::new("crictl");
     command.args(words);
     command
@@ -111,6 +111,42 @@ pub(crate) fn forward(crictl: &mut Crictl) -> Result<()> {
         let again = get("127.0.0.1:8080")?;
         ensure!(again.starts_with("HTTP/1.1 200"), "{transport}: {again}");
         drop(listening);
+    }
+    Ok(())
+}
+
+pub(crate) fn forward_terminal(crictl: &mut Crictl) -> Result<()> {
+    for transport in TRANSPORTS {
+        let words = ["port-forward", "--transport", transport, &crictl.pod, "8080:80"];
+        let mut terminal = Terminal::start(&mut crictl_command(&words), 31, 77)?;
+        terminal.until("Forwarding from")?;
+        let answer = get("127.0.0.1:8080")?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{transport}: {answer}");
+        terminal.until("Handling connection for 8080")?;
+        terminal.write("\u{3}")?;
+        terminal.end()?;
+        ensure!(get("127.0.0.1:8080").is_err(), "{transport}: the port is still listened on");
+    }
+    Ok(())
+}
+
+pub(crate) fn removed(crictl: &mut Crictl) -> Result<()> {
+    for transport in TRANSPORTS {
+        let script = "while read line; do echo \"got <$line>\"; done";
+        let file = crictl.container_file(&format!("removed-{transport}"), BUSYBOX, script)?;
+        let id = crictl.start_with(&file, &[("stdin", json!(true)), ("tty", json!(true))])?;
+        let attach = ["attach", "--transport", transport, "-it", &id];
+        let mut attached = Terminal::start(&mut crictl_command(&attach), 31, 77)?;
+        let exec = ["exec", "--transport", transport, "-it", &id, "sh"];
+        let mut shell = Terminal::start(&mut crictl_command(&exec), 31, 77)?;
+        shell.until("# ").with_context(|| format!("{transport}: the shell's prompt"))?;
+        attached.write("typed\n")?;
+        attached.until("got <typed>")?;
+        crictl.run(&["rm", "-f", &id])?;
+        for mut client in [attached, shell] {
+            client.until("was removed").with_context(|| format!("{transport}: the reason"))?;
+            ensure!(!client.end()?.success(), "{transport}: crictl is content");
+        }
     }
     Ok(())
 }

@@ -83,7 +83,10 @@ fn resize(terminal: Terminal) -> Resize {
 }
 
 fn failed(error: &Error) -> End {
-    tracing::warn!(error = %message(error), "a session broke");
+    // removing a container ends its sessions, and is what somebody wanted
+    if error.kind != Kind::WrongState {
+        tracing::warn!(error = %message(error), "a session broke");
+    }
     End::Failed(message(error))
 }
 

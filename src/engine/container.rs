@@ -9,7 +9,7 @@
 //!
 //! Owned and changed by the task of its pod alone. While it is being created it is a [`Creating`], which has no record.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use monitor::protocol::{Exit, Known};
 use oci::ContainerId;
@@ -115,12 +115,27 @@ pub(crate) struct Container {
     pub(crate) later: Vec<Request>,
     /// Its removal failed.
     pub(crate) retry: Option<Retry>,
+    /// Told to those who take part in it.
+    pub(crate) farewell: Farewell,
 }
+
+/// Why a container that runs is to be removed. Set at most once, before anything is done to the container, so that whoever is told
+/// of its end afterwards finds it.
+pub(crate) type Farewell = Arc<OnceLock<String>>;
 
 impl Container {
     /// A container in a state that its record tells.
     pub(crate) fn new(record: ContainerRecord, state: State) -> Container {
-        Container { record, state, answered: true, updating: false, later: Vec::new(), retry: None }
+        let (later, farewell) = (Vec::new(), Farewell::default());
+        Container { record, state, answered: true, updating: false, later, retry: None, farewell }
+    }
+
+    /// It is to be removed: if it runs, that is why it ends.
+    pub(crate) fn doom(&self, what: &str) {
+        if self.is_live() {
+            // the first reason is the one that counts
+            let _ = self.farewell.set(format!("{what} was removed"));
+        }
     }
 
     /// Look at a request again when something has changed.

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use monitor::protocol::Request as MonitorRequest;
 use oci::{ContainerId, PodId};
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::admission::{self, PodStage, PodVerb, Verb, Verdict};
@@ -18,6 +17,7 @@ use crate::config::{ContainerConfig, PodConfig, PodLimits, Resources, Strings};
 use crate::container::{Ask, Request};
 use crate::context::{Context, now};
 use crate::events::Listener;
+use crate::forward::Forwarded;
 use crate::index::{Claim, PodHandle};
 use crate::link::Link;
 use crate::operation::{Answer, Operation};
@@ -254,7 +254,7 @@ impl Engine {
     }
 
     /// A living container's link to its monitor.
-    fn in_use(&self, id: &str) -> Result<(Link, ContainerId)> {
+    fn in_use(&self, id: &str) -> Result<(Link, ContainerView)> {
         self.ctx.index.admit()?;
         let (handle, view) = self.container(id)?;
         let verdict = admission::container(PodStage::Ready, view.stage, Verb::Use, true);
@@ -263,7 +263,7 @@ impl Engine {
             return Err(Error::new(Kind::WrongState, text));
         }
         let dir = self.ctx.paths.run_pod(&handle.id);
-        Ok((Link::new(&dir, self.ctx.settings.monitor_patience), view.status.id))
+        Ok((Link::new(&dir, self.ctx.settings.monitor_patience), view))
     }
 
     /// Run a command in a running container and collect its output. `timeout` zero: none; when it passes, the
@@ -272,7 +272,7 @@ impl Engine {
         if args.first().is_none_or(String::is_empty) {
             return Err(Error::new(Kind::Invalid, "exec needs a command"));
         }
-        let (link, id) = self.in_use(id)?;
+        let (link, id) = self.in_use(id).map(|(link, view)| (link, view.status.id))?;
         let done = exec::run(&link, &id, args, timeout).await;
         done.map_err(|e| {
             if e.kind == Kind::Deadline { e } else { e.within(format!("exec in container {}", id.short())) }
@@ -284,36 +284,38 @@ impl Engine {
         if config.args.first().is_none_or(String::is_empty) {
             return Err(Error::new(Kind::Invalid, "exec needs a command"));
         }
-        let (link, id) = self.in_use(id)?;
-        let session = streams::exec(&link, &id, config).await;
-        session.map_err(|e| e.within(format!("exec in container {}", id.short())))
+        let (link, view) = self.in_use(id)?;
+        let session = streams::exec(&link, &view, config).await;
+        session.map_err(|e| e.within(format!("exec in container {}", view.status.id.short())))
     }
 
     /// Take part in the streams of a running container, beside its log and other clients.
     pub async fn attach(&self, id: &str, config: AttachConfig) -> Result<AttachSession> {
-        let (link, id) = self.in_use(id)?;
-        let once = self.container_status(id.as_str())?.config.stdin_once;
-        let session = streams::attach(&link, &id, config, once).await;
-        session.map_err(|e| e.within(format!("attach to container {}", id.short())))
+        let (link, view) = self.in_use(id)?;
+        let session = streams::attach(&link, &view, config).await;
+        session.map_err(|e| e.within(format!("attach to container {}", view.status.id.short())))
     }
 
     /// Connect to what listens on a port of a ready pod's loopback (127.0.0.1, then ::1), or of the node's when the
-    /// pod has the node's network. [`Kind::Unavailable`]: nobody listens there.
-    pub async fn forward(&self, pod: &str, port: u16) -> Result<TcpStream> {
+    /// pod has the node's network. [`Kind::Unavailable`]: nobody listens there. The connection breaks when the pod is
+    /// stopped.
+    pub async fn forward(&self, pod: &str, port: u16) -> Result<Forwarded> {
         self.ctx.index.admit()?;
-        let view = self.pod(pod)?.look();
+        let handle = self.pod(pod)?;
+        let view = handle.look();
         let name = &view.status.config.name;
         let pod = format!("pod {}/{} ({})", name.namespace, name.name, view.status.id.short());
         if view.stage != PodStage::Ready {
             return Err(Error::new(Kind::WrongState, format!("{pod} is not ready")));
         }
         let stream = forward::connect(view.status.netns.as_deref(), port).await;
-        stream.map_err(|e| e.within(format!("connect to port {port} of {pod}")))
+        let stream = stream.map_err(|e| e.within(format!("connect to port {port} of {pod}")))?;
+        Ok(Forwarded::new(stream, pod, handle.view))
     }
 
     /// Open the log file anew by its path, after the kubelet renamed it.
     pub async fn reopen_log(&self, id: &str) -> Result<()> {
-        let (link, id) = self.in_use(id)?;
+        let (link, id) = self.in_use(id).map(|(link, view)| (link, view.status.id))?;
         let reply = link.call(&MonitorRequest::Reopen { container: id.clone() }).await;
         reply.map(|_| ()).map_err(|e| e.within(format!("reopen the log of container {}", id.short())))
     }

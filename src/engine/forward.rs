@@ -2,23 +2,93 @@
 //!
 //! A socket belongs to the network namespace in which it was made, wherever it is used: a short-lived thread enters the pod's
 //! namespace and makes two, IPv4 and IPv6; connecting them is ordinary asynchronous work.
+//!
+//! What must never happen: a connection that outlives its pod. Who listens need not be of the pod (host network), and an open
+//! socket keeps the pod's network namespace alive.
 
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::admission::PodStage;
 use crate::debts::blocking;
+use crate::view::PodView;
 use crate::{Error, Kind, Result};
 
 /// How long one address may take to answer: the queue of who listens there may be full.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection into a pod. It breaks, with the reason, when the pod is stopped.
+pub struct Forwarded {
+    stream: TcpStream,
+    /// Resolves when the pod has no place for connections any more.
+    over: BoxFuture<'static, io::Error>,
+}
+
+impl fmt::Debug for Forwarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Forwarded").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+impl Forwarded {
+    /// A connection into `pod` (its name), which shows itself in `view`.
+    pub(crate) fn new(stream: TcpStream, pod: String, mut view: watch::Receiver<Arc<PodView>>) -> Forwarded {
+        let over = async move {
+            let seen = view.wait_for(|view| view.stage != PodStage::Ready).await;
+            io::Error::other(match seen {
+                Ok(_) => format!("{pod} was stopped"),
+                // nobody owns it any more
+                Err(_) => "the container runtime is stopping".to_owned(),
+            })
+        };
+        Forwarded { stream, over: Box::pin(over) }
+    }
+}
+
+impl AsyncRead for Forwarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.over.as_mut().poll(cx) {
+            Poll::Ready(why) => {
+                self.over = Box::pin(std::future::pending());
+                Poll::Ready(Err(why))
+            }
+            Poll::Pending => Pin::new(&mut self.stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Forwarded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 /// Connect to a port on the loopback of a network namespace (`None`: the node's), first IPv4, then IPv6.
 pub(crate) async fn connect(netns: Option<&Path>, port: u16) -> Result<TcpStream> {

@@ -70,5 +70,6 @@ pub use pod_cidr::BuiltinNetwork;
 pub use ::image;
 pub use ::network;
 pub use error::{Error, Kind, Result};
+pub use forward::Forwarded;
 pub use settings::Settings;
 pub use terminal::Terminal;

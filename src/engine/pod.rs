@@ -224,6 +224,7 @@ impl Pod {
             stage: container.stage(),
             status: container.status(),
             cgroup: container.record.cgroup.clone(),
+            farewell: container.farewell.clone(),
         };
         let stage = self.stage();
         let pid = match &self.state {
@@ -280,6 +281,11 @@ impl Pod {
     /// StopPodSandbox and RemovePodSandbox.
     async fn verb(&mut self, verb: PodVerb, step: Step, answer: Answer<()>) {
         let verdict = admission::pod(self.stage(), verb);
+        if verb == PodVerb::Remove {
+            let name = &self.record.config.name;
+            let what = format!("pod {}/{}", name.namespace, name.name);
+            self.containers.values().for_each(|container| container.doom(&what));
+        }
         match (verdict, verb) {
             (Verdict::Do, PodVerb::Stop) => self.stop(Operation::new(step, answer)).await,
             (Verdict::Do, PodVerb::Remove) => self.remove(Operation::new(step, answer)).await,

@@ -27,8 +27,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
+use crate::container::Farewell;
 use crate::link::{self, Link, Replies};
 use crate::terminal::{Terminal, Typed};
+use crate::view::ContainerView;
 use crate::{Error, Kind, Result};
 
 /// What a pipe of a session holds, in bytes: the most that a node lets everybody have.
@@ -37,6 +39,9 @@ const PIPE: i32 = 1 << 20;
 /// How long a client whose input has ended, and which is to be detached, still gets output: the answer to its last line is on
 /// its way.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Exit code of a process that SIGKILL has ended.
+const KILLED: i32 = 128 + nix::libc::SIGKILL;
 
 /// A stream that is read by the client.
 pub type Output = Box<dyn AsyncRead + Send + Unpin>;
@@ -69,7 +74,7 @@ pub struct ExecSession {
     pub stderr: Option<Output>,
     /// Its terminal.
     pub terminal: Option<Terminal>,
-    /// Its exit code, 128 + signal when one has ended it. Dropping this before kills the process and what it has started.
+    /// Its exit code, 128 + signal when one has ended it; an error when it was killed because its container was removed. Dropping this before kills the process and what it has started.
     pub end: BoxFuture<'static, Result<i32>>,
 }
 
@@ -126,28 +131,33 @@ impl fmt::Debug for AttachSession {
 // ---- exec
 
 /// Start a command in a container.
-pub(crate) async fn exec(link: &Link, id: &ContainerId, config: ExecConfig) -> Result<ExecSession> {
+pub(crate) async fn exec(link: &Link, container: &ContainerView, config: ExecConfig) -> Result<ExecSession> {
     if config.tty {
-        exec_with_terminal(link, id, config).await
+        exec_with_terminal(link, container, config).await
     } else {
-        exec_with_pipes(link, id, config).await
+        exec_with_pipes(link, container, config).await
     }
 }
 
-async fn exec_with_pipes(link: &Link, id: &ContainerId, config: ExecConfig) -> Result<ExecSession> {
+async fn exec_with_pipes(link: &Link, container: &ContainerView, config: ExecConfig) -> Result<ExecSession> {
     let failed = |e: io::Error| Error::because(Kind::Internal, "make pipes for the command", e);
     let (stdin, theirs_in) = input(config.stdin).map_err(failed)?;
     let (stdout, theirs_out) = output(config.stdout).map_err(failed)?;
     let (stderr, theirs_err) = output(config.stderr).map_err(failed)?;
-    let request = request(id, config.args, false);
+    let request = request(&container.status.id, config.args, false);
     let mut replies = link.open(&request, &[theirs_in.as_fd(), theirs_out.as_fd(), theirs_err.as_fd()])?;
     drop((theirs_in, theirs_out, theirs_err));
     started(link, &mut replies).await?;
-    Ok(ExecSession { stdin, stdout, stderr, terminal: None, end: Box::pin(exit_of(replies)) })
+    let end = Box::pin(exit_of(replies, container.farewell.clone()));
+    Ok(ExecSession { stdin, stdout, stderr, terminal: None, end })
 }
 
-async fn exec_with_terminal(link: &Link, id: &ContainerId, config: ExecConfig) -> Result<ExecSession> {
-    let mut replies = link.open(&request(id, config.args, true), &[])?;
+async fn exec_with_terminal(
+    link: &Link,
+    container: &ContainerView,
+    config: ExecConfig,
+) -> Result<ExecSession> {
+    let mut replies = link.open(&request(&container.status.id, config.args, true), &[])?;
     started(link, &mut replies).await?;
     let master = replies.descriptor().ok_or_else(|| {
         Error::new(Kind::Unsupported, "the pod's monitor is of an earlier version: it gives no terminals")
@@ -159,6 +169,7 @@ async fn exec_with_terminal(link: &Link, id: &ContainerId, config: ExecConfig) -
         true => (Some(Box::new(terminal.reader()) as Output), None),
         false => (None, Some(terminal.reader())),
     };
+    let exit = exit_of(replies, container.farewell.clone());
     let end = async move {
         // what nobody wants must be read all the same, or the command waits for it
         let drain = async {
@@ -168,7 +179,7 @@ async fn exec_with_terminal(link: &Link, id: &ContainerId, config: ExecConfig) -
             std::future::pending().await
         };
         tokio::select! {
-            exit = exit_of(replies) => exit,
+            exit = exit => exit,
             never = drain => never,
         }
     };
@@ -187,10 +198,16 @@ async fn started(link: &Link, replies: &mut Replies) -> Result<()> {
     }
 }
 
-async fn exit_of(mut replies: Replies) -> Result<i32> {
-    match replies.next().await? {
-        Some(Reply::Exited { exit, .. }) => Ok(exit.code),
-        other => Err(unexpected(other, "an exec")),
+/// The exit code; for a process that was killed with its container when that was removed: that it was.
+async fn exit_of(mut replies: Replies, farewell: Farewell) -> Result<i32> {
+    let told = match replies.next().await {
+        Ok(Some(Reply::Exited { exit, .. })) => Ok(exit.code),
+        Ok(other) => Err(unexpected(other, "an exec")),
+        Err(error) => Err(error),
+    };
+    match (farewell.get(), told) {
+        (Some(why), Ok(KILLED) | Err(_)) => Err(Error::new(Kind::WrongState, why.clone())),
+        (_, told) => told,
     }
 }
 
@@ -205,13 +222,13 @@ fn unexpected(reply: Option<Reply>, to: &str) -> Error {
 
 // ---- attach
 
-/// Take part in the streams of a container; `once`: its stdin ends with the input of its first client.
+/// Take part in the streams of a container.
 pub(crate) async fn attach(
     link: &Link,
-    id: &ContainerId,
+    container: &ContainerView,
     config: AttachConfig,
-    once: bool,
 ) -> Result<AttachSession> {
+    let id = &container.status.id;
     let failed = |e: io::Error| Error::because(Kind::Internal, "make pipes for the client", e);
     let (stdout, theirs_out) = output(config.stdout).map_err(failed)?;
     let (stderr, theirs_err) = output(config.stderr).map_err(failed)?;
@@ -229,8 +246,16 @@ pub(crate) async fn attach(
     let (ended, input_ended) = oneshot::channel();
     let (stdin, terminal) = lent(replies.descriptor(), stdin, has_terminal, ended)
         .map_err(|e| Error::because(Kind::Internal, "use the container's stdin", e))?;
+    let once = container.status.config.stdin_once;
     let closes = (once && terminal.is_none()).then(|| (link.clone(), id.clone()));
-    let end = Box::pin(attached(replies, input_ended, closes));
+    let (attached, farewell) = (attached(replies, input_ended, closes), container.farewell.clone());
+    let end = Box::pin(async move {
+        match (attached.await, farewell.get()) {
+            // one that was killed to be removed has an exit code too
+            (Ok(AttachEnd::Exited(_)) | Err(_), Some(why)) => Ok(AttachEnd::LetGo(why.clone())),
+            (end, _) => end,
+        }
+    });
     Ok(AttachSession { stdin, stdout, stderr, terminal, end })
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use oci::ContainerId;
 
 use crate::admission::{PodStage, Stage, phase_of};
+use crate::container::Farewell;
 use crate::record::PodRecord;
 use crate::status::{ContainerFilter, ContainerStatus, PodFilter, PodStatus};
 
@@ -16,6 +17,8 @@ pub(crate) struct ContainerView {
     pub(crate) status: ContainerStatus,
     /// Its cgroup.
     pub(crate) cgroup: String,
+    /// Why it ends, when that is its removal.
+    pub(crate) farewell: Farewell,
 }
 
 /// A pod's snapshot.

@@ -117,6 +117,9 @@ impl Pod {
             Ask::Remove => Verb::Remove,
             Ask::Update(_) => Verb::Update,
         };
+        if verb == Verb::Remove {
+            container.doom(&format!("container {}", id.short()));
+        }
         let verdict = admission::container(pod, container.stage(), verb, container.answered);
         match admission::in_turn(verdict, verb, container.updating) {
             Verdict::AlreadySo => {

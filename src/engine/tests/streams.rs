@@ -249,14 +249,106 @@ async fn several_take_part_in_a_container() {
     until(again.stdout.as_mut().unwrap(), "out 4\n").await;
     // Removed with clients: they are told, and their streams end.
     engine.remove_container(id.as_str()).await.unwrap();
-    match soon("its end", again.end).await.unwrap() {
-        AttachEnd::LetGo(why) => assert!(why.contains("removed"), "{why}"),
-        // killed first, which is how the engine removes what runs
-        AttachEnd::Exited(code) => assert_eq!(code, 137),
-        AttachEnd::InputEnded => panic!("its input is open"),
-    }
+    let why = format!("container {} was removed", id.short());
+    assert_eq!(soon("its end", again.end).await.unwrap(), AttachEnd::LetGo(why));
     assert_eq!(text(again.stdout).await, "");
     assert!(node.log("p", "c").contains("out 1\n"));
+    finish(&node, engine, &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_part_is_told_whether_it_ended_or_was_removed() {
+    if !private("who_takes_part_is_told_whether_it_ended_or_was_removed") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let other = engine.run_pod(node.pod("q")).await.unwrap();
+    // removal of the container, of its pod, and no removal; the former twice, also of one that is being stopped
+    for (n, turn) in ["remove", "remove", "stopping", "stop", "pod"].into_iter().enumerate() {
+        let of = if turn == "pod" { &other } else { &pod };
+        let script = "trap '' TERM; echo up; while :; do sleep 1; done";
+        let name = format!("c{n}");
+        let id = start(&node, &engine, of, (&name, script), json!({})).await;
+        let attached = engine.attach(id.as_str(), EVERYTHING).await.unwrap();
+        let mut execs = Vec::new();
+        for config in [all_of(&["sleep", "1000"]), terminal(&["sleep", "1000"])] {
+            execs.push(engine.exec(id.as_str(), config).await.unwrap());
+        }
+        let stopping = engine.clone();
+        let (stopped, grace) = (id.clone(), Duration::from_secs(if turn == "stop" { 0 } else { 600 }));
+        match turn {
+            "remove" => engine.remove_container(id.as_str()).await.unwrap(),
+            "stop" => engine.stop_container(id.as_str(), grace).await.unwrap(),
+            "pod" => engine.remove_pod(other.as_str()).await.unwrap(),
+            _ => {
+                let stop = async move { stopping.stop_container(stopped.as_str(), grace).await };
+                let stop = tokio::spawn(stop);
+                engine.remove_container(id.as_str()).await.unwrap();
+                soon("the stop", stop).await.unwrap().unwrap();
+            }
+        }
+        let [piped, typed] = &mut execs[..] else { panic!("two") };
+        let ends = [soon("its end", &mut piped.end).await, soon("its end", &mut typed.end).await];
+        let end = soon("its end", attached.end).await.unwrap();
+        let why = match turn {
+            "pod" => "pod test/q was removed".to_owned(),
+            _ => format!("container {} was removed", id.short()),
+        };
+        if turn == "stop" {
+            assert_eq!((end, ends.map(Result::unwrap)), (AttachEnd::Exited(137), [137, 137]));
+        } else {
+            assert_eq!(end, AttachEnd::LetGo(why.clone()), "{turn}");
+            assert_eq!(ends.map(|end| end.unwrap_err().chain()), [why.clone(), why], "{turn}");
+        }
+    }
+    finish(&node, engine, &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_behind_gets_the_rest_before_the_pod_is_gone() {
+    if !private("one_that_is_behind_gets_the_rest_before_the_pod_is_gone") {
+        return;
+    }
+    let node = Node::new().await;
+    // more than its pipe holds
+    let (engine, pod, id) = running(&node, "read go; seq 1 300000; exit 3", json!({"stdin": true})).await;
+    let mut session = engine.attach(id.as_str(), EVERYTHING).await.unwrap();
+    session.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
+    assert_eq!(node.ended(&engine, &id).await.0, 3);
+    let (removing, name) = (engine.clone(), pod.clone());
+    let removed = tokio::spawn(async move { removing.remove_pod(name.as_str()).await });
+    eventually("the pod is being removed", || engine.container_status(id.as_str()).is_err()).await;
+    let wanted: String = (1..=300_000).map(|n| format!("{n}\n")).collect();
+    assert!(text(session.stdout).await == wanted, "lost, doubled or cut");
+    assert_eq!(soon("its end", session.end).await.unwrap(), AttachEnd::Exited(3));
+    soon("the removal", removed).await.unwrap().unwrap();
+    finish(&node, engine, &pod).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_read_nothing_are_felt_by_nobody() {
+    if !private("clients_that_read_nothing_are_felt_by_nobody") {
+        return;
+    }
+    let node = Node::new().await;
+    let script = "seq 1 400000; echo done; exec sleep 1000";
+    let (engine, pod, id) = running(&node, "read go; sleep 1000", json!({"stdin": true})).await;
+    let flood = engine.exec(id.as_str(), all_of(&["cat", "/dev/zero"])).await.unwrap();
+    let flooded = engine.exec(id.as_str(), terminal(&["cat", "/dev/zero"])).await.unwrap();
+    let chatty = start(&node, &engine, &pod, ("d", script), json!({})).await;
+    let attached = engine.attach(chatty.as_str(), EVERYTHING).await.unwrap();
+    eventually("the container has written all", || node.log("p", "d").contains("done\n")).await;
+    for container in [&id, &chatty] {
+        let quick = engine.exec(container.as_str(), all_of(&["sh", "-c", "echo hi"])).await.unwrap();
+        assert_eq!(text(quick.stdout).await, "hi\n");
+        assert_eq!(soon("its exit", quick.end).await.unwrap(), 0);
+    }
+    soon("the stop", engine.stop_container(chatty.as_str(), Duration::ZERO)).await.unwrap();
+    soon("the removal", engine.remove_container(id.as_str())).await.unwrap();
+    soon("the pod's end", engine.remove_pod(pod.as_str())).await.unwrap();
+    drop((flood, flooded, attached));
     finish(&node, engine, &pod).await;
 }
 
@@ -358,6 +450,20 @@ async fn ports_of_pods_can_be_reached() {
     host.namespaces.network = engine::config::NamespaceMode::Node;
     let host = engine.run_pod(host).await.unwrap();
     assert_eq!(said(&engine, &host, 8080).await, "node");
+    // A connection does not outlive its pod, also where the listener does.
+    let kept = TcpListener::bind("127.0.0.1:8083").unwrap();
+    let mut open = soon("a connection", engine.forward(host.as_str(), 8083)).await.unwrap();
+    let (mut peer, _) = kept.accept().unwrap();
+    open.write_all(b"hello").await.unwrap();
+    peer.read_exact(&mut [0; 5]).unwrap();
+    let reading = tokio::spawn(async move { open.read(&mut [0; 16]).await });
+    engine.stop_pod(host.as_str()).await.unwrap();
+    let error = soon("its end", reading).await.unwrap().unwrap_err();
+    assert!(
+        error.to_string().contains("pod test/h") && error.to_string().ends_with("was stopped"),
+        "{error}"
+    );
+    assert_eq!(peer.read(&mut [0; 16]).unwrap(), 0, "and is closed");
     assert_eq!(engine.forward("feed", 80).await.unwrap_err().kind, Kind::NotFound);
     engine.stop_pod(pod.as_str()).await.unwrap();
     let error = engine.forward(pod.as_str(), 8080).await.unwrap_err();
