@@ -229,6 +229,8 @@ pub(crate) fn refuse(status: StatusCode, why: impl Into<String>) -> Box<Answer> 
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn request(method: &str, path: &str, headers: &[(&str, &str)]) -> Request<()> {
@@ -325,5 +327,37 @@ mod tests {
         assert_eq!(answer.headers()["sec-websocket-accept"], "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert!(!answer.headers().contains_key("sec-websocket-protocol"));
         assert_eq!(answer.status(), 101);
+    }
+
+    proptest! {
+        #[test]
+        fn no_headers_make_it_panic(
+            post in any::<bool>(),
+            path in "/[a-z]{0,8}/[ -~]{0,20}",
+            headers in prop::collection::vec((0_usize..7, "[ -~\\x80-\\xff]{0,30}|websocket|upgrade|SPDY/3.1|13|v4.channel.k8s.io"), 0..8),
+        ) {
+            let names = [
+                "connection",
+                "upgrade",
+                "sec-websocket-version",
+                "sec-websocket-key",
+                "sec-websocket-protocol",
+                "x-stream-protocol-version",
+                "other",
+            ];
+            let mut request = Request::builder().method(if post { "POST" } else { "GET" }).uri(path);
+            for (name, value) in headers {
+                request = request.header(names[name], value.as_bytes());
+            }
+            let Ok(request) = request.body(()) else { return Ok(()) };
+            let _ = target(&request);
+            for purpose in [Purpose::Exec, Purpose::Attach, Purpose::Forward] {
+                let status = match upgrade(&request, purpose) {
+                    Ok((_, answer)) => answer.status(),
+                    Err(answer) => answer.status(),
+                };
+                prop_assert!(status == 101 || status.is_client_error(), "{}", status);
+            }
+        }
     }
 }

@@ -40,8 +40,14 @@ const HEADERS_TIME: Duration = Duration::from_secs(10);
 /// For a request's headers.
 const HEADERS_SPACE: usize = 64 << 10;
 
-/// A client that does not even answer the kernel is gone after about two minutes.
+/// A client that does not even answer the kernel is gone after two minutes: it is asked after so many seconds of silence,…
 const KEEPALIVE_SECONDS: u32 = 60;
+
+/// …then again after so many, …
+const KEEPALIVE_PAUSE: u32 = 15;
+
+/// …so often.
+const KEEPALIVE_TIMES: u32 = 4;
 
 /// After the shutdown began: for conversations to tell their clients.
 const GRACE: Duration = Duration::from_secs(2);
@@ -217,9 +223,9 @@ type Agreed = (OnUpgrade, Call, Protocol);
 impl Inner {
     /// Read the request of a connection, and answer it.
     async fn greet(&self, stream: TcpStream) -> Option<Agreed> {
-        let _ = stream.set_nodelay(true);
-        let _ = setsockopt(&stream, sockopt::KeepAlive, &true);
-        let _ = setsockopt(&stream, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS);
+        if let Err(error) = watch_over(&stream) {
+            tracing::debug!(%error, "a streaming client that vanishes may be noticed late");
+        }
         match &self.tls {
             None => self.http(stream).await,
             Some(tls) => match timeout(HEADERS_TIME, tls.acceptor().accept(stream)).await {
@@ -290,6 +296,15 @@ impl Call {
     }
 }
 
+/// Send what there is at once, and let the kernel notice when the client has vanished.
+fn watch_over(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEPALIVE_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEPALIVE_PAUSE)?;
+    Ok(setsockopt(stream, sockopt::TcpKeepCount, &KEEPALIVE_TIMES)?)
+}
+
 /// What is wrong with an exec or attach in itself.
 fn check(container: &str, field: &str, tty: bool, streams: [bool; 3]) -> Result<(), Refusal> {
     let wrong = if container.is_empty() {
@@ -312,4 +327,23 @@ fn passes(error: &io::Error) -> bool {
             errno,
             Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM | Errno::EINTR)
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_watches_over_clients() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+        let _client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connects");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        watch_over(&stream).expect("sets");
+        let seconds = getsockopt(&stream, sockopt::TcpKeepIdle).expect("gets")
+            + getsockopt(&stream, sockopt::TcpKeepInterval).expect("gets")
+                * getsockopt(&stream, sockopt::TcpKeepCount).expect("gets");
+        assert_eq!((getsockopt(&stream, sockopt::KeepAlive).expect("gets"), seconds), (true, 120));
+    }
 }

@@ -10,9 +10,11 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use streaming::{Settings, TlsFiles};
-use support::{DEADLINE, parts, server, sh};
+use support::{Client, DEADLINE, parts, server, sh, upgrade};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::client::TlsStream;
 
 /// A certificate that vouches for itself; `false` without openssl.
 fn certificate(dir: &Path, name: &str) -> bool {
@@ -30,8 +32,8 @@ fn certificate(dir: &Path, name: &str) -> bool {
     true
 }
 
-/// The certificate that the server shows, when `trusted` is what the client knows.
-async fn shown(address: &str, trusted: &Path) -> Result<CertificateDer<'static>, std::io::Error> {
+/// A connection to the server, when `trusted` is what the client knows.
+async fn connect(address: &str, trusted: &Path) -> Result<TlsStream<TcpStream>, std::io::Error> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(trusted).expect("a certificate")).expect("a root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -43,9 +45,55 @@ async fn shown(address: &str, trusted: &Path) -> Result<CertificateDer<'static>,
     let stream = TcpStream::connect(address).await?;
     let name = ServerName::try_from("127.0.0.1").expect("a name");
     let handshake = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream);
-    let stream = timeout(DEADLINE, handshake).await.expect("in time")?;
+    timeout(DEADLINE, handshake).await.expect("in time")
+}
+
+/// The certificate that the server shows.
+async fn shown(address: &str, trusted: &Path) -> Result<CertificateDer<'static>, std::io::Error> {
+    let stream = connect(address, trusted).await?;
     let certificates = stream.get_ref().1.peer_certificates().expect("certificates");
     Ok(certificates[0].clone().into_owned())
+}
+
+#[tokio::test]
+async fn sessions_go_on_while_the_certificate_is_replaced_by_halves() {
+    let dir = tempfile::tempdir().expect("a directory");
+    if !certificate(dir.path(), "one") {
+        eprintln!("SKIP sessions_go_on_while_the_certificate_is_replaced_by_halves: there is no openssl");
+        return;
+    }
+    let [cert, key] = ["cert.pem", "key.pem"].map(|file| dir.path().join(file));
+    let tls = Some(TlsFiles { certificate: cert.clone(), key: key.clone() });
+    let (server, _) = server(Settings { tls, ..Settings::default() }).await;
+    let (address, path) = parts(&server.exec_url(sh("cat")).expect("a URL"));
+    let mut stream = connect(&address, &cert).await.expect("connects");
+    stream.write_all(upgrade(&path, "v4.channel.k8s.io").as_bytes()).await.expect("sends");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(timeout(DEADLINE, stream.read_u8()).await.expect("in time").expect("reads"));
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 101 "));
+    let mut client = Client::over(stream);
+    for kind in ["error", "stdin", "stdout", "stderr"] {
+        client.open(&[("streamtype", kind)]).await;
+    }
+    client.send(3, b"before ", false).await;
+    client.until(|client| client.text(5) == "before ").await;
+    // the new certificate stands beside the old key: what has worked goes on
+    let old = shown(&address, &cert).await.expect("the first certificate");
+    let [old_cert, old_key] = ["old-cert.pem", "old-key.pem"].map(|file| dir.path().join(file));
+    std::fs::copy(&cert, &old_cert).expect("copies");
+    std::fs::copy(&key, &old_key).expect("copies");
+    certificate(dir.path(), "two");
+    let new_key = dir.path().join("new-key.pem");
+    std::fs::rename(&key, &new_key).expect("renames");
+    std::fs::rename(&old_key, &key).expect("renames");
+    assert_eq!(shown(&address, &old_cert).await.expect("still the first"), old);
+    std::fs::rename(&new_key, &key).expect("renames");
+    assert_ne!(shown(&address, &cert).await.expect("the second"), old);
+    client.send(3, b"after", true).await;
+    client.until_the_end().await;
+    assert_eq!(client.text(5), "before after");
 }
 
 #[tokio::test]

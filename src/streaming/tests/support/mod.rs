@@ -305,6 +305,11 @@ impl Client {
         self.control(9, 0, &[id.to_be_bytes(), delta.to_be_bytes()].concat()).await;
     }
 
+    /// Half closes the connection.
+    pub(crate) async fn end_writing(&mut self) {
+        let _ = self.write.shutdown().await;
+    }
+
     /// Reads until `done`, or the end of the connection.
     pub(crate) async fn until(&mut self, done: impl Fn(&Client) -> bool) {
         while !self.closed && !done(self) {
