@@ -4,6 +4,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use cri::proto::runtime::v1::RemoveContainerRequest;
+use e2e::client::Node;
 use e2e::pty::Terminal;
 use serde_json::json;
 
@@ -130,6 +132,15 @@ pub(crate) fn forward_terminal(crictl: &mut Crictl) -> Result<()> {
     Ok(())
 }
 
+/// Remove a container that runs, as it is; crictl stops it first.
+fn remove(id: &str) -> Result<()> {
+    let request = RemoveContainerRequest { container_id: id.to_owned() };
+    let runtime = tokio::runtime::Runtime::new().context("a runtime")?;
+    let removed = runtime
+        .block_on(async { Node::from_env()?.runtime.remove_container(request).await.context("remove") });
+    removed.map(drop)
+}
+
 pub(crate) fn removed(crictl: &mut Crictl) -> Result<()> {
     for transport in TRANSPORTS {
         let script = "while read line; do echo \"got <$line>\"; done";
@@ -142,7 +153,7 @@ pub(crate) fn removed(crictl: &mut Crictl) -> Result<()> {
         shell.until("# ").with_context(|| format!("{transport}: the shell's prompt"))?;
         attached.write("typed\n")?;
         attached.until("got <typed>")?;
-        crictl.run(&["rm", "-f", &id])?;
+        remove(&id)?;
         for mut client in [attached, shell] {
             client.until("was removed").with_context(|| format!("{transport}: the reason"))?;
             ensure!(!client.end()?.success(), "{transport}: crictl is content");

@@ -47,7 +47,7 @@ pub(crate) enum Status {
     RefusedStream = 3,
     /// It is not needed any more.
     Cancel = 5,
-    /// A window of more than 2³¹ - 1 bytes.
+    /// More data than its window allows, or a window of more than 2³¹ - 1 bytes.
     FlowControlError = 7,
 }
 
