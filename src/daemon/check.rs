@@ -170,12 +170,10 @@ fn cgroups(mountinfo: &str, root: &Path) -> Finding {
 }
 
 fn own_programs(config: &Config) -> Vec<Finding> {
-    let runtime = if config.runtime.as_os_str().is_empty() {
-        programs::find(programs::RUNTIME)
-    } else if config.runtime.is_file() {
-        Ok(config.runtime.clone())
-    } else {
-        Err(format!("{} (setting runtime) is not a file", config.runtime.display()))
+    // one that is configured was looked at with the configuration
+    let runtime = match config.runtime.as_os_str().is_empty() {
+        true => programs::find(programs::RUNTIME),
+        false => Ok(config.runtime.clone()),
     };
     let runtime = match runtime {
         Ok(path) => (Level::Ok, format!("pod monitor {}", path.display())),
@@ -253,10 +251,10 @@ fn directories(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, path) in named {
         let there = path.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-        if !there.is_dir() {
-            findings.push((Level::Fail, format!("{name}: {} is not a directory", there.display())));
-        } else if nix::unistd::access(there, nix::unistd::AccessFlags::W_OK).is_err() {
-            findings.push((Level::Fail, format!("{name}: {} cannot be written", there.display())));
+        if nix::unistd::access(there, nix::unistd::AccessFlags::W_OK).is_err() {
+            // root was told with the configuration
+            let words = format!("{name}: {} cannot be written; run as root", there.display());
+            findings.push((Level::Fail, words));
         } else if name == "state_dir" && is_overlay(there) {
             let words = format!("{name}: {} is on an overlay, which cannot carry another", there.display());
             findings.push((Level::Fail, words));

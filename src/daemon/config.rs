@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config_keys::Key;
-use crate::config_raw::{ConfigError, Origin, Raw, Setting};
+use crate::config_node;
+use crate::config_raw::{ConfigError, Finished, Raw, Setting};
 use crate::config_values::Value;
-use crate::instance;
 
 /// Where the configuration file is when no flag names one.
 pub(crate) const DEFAULT_FILE: &str = "/etc/corten/config.toml";
@@ -118,11 +118,27 @@ pub(crate) struct Network {
     pub subnets: Vec<String>,
 }
 
-/// Reads and checks everything.
+/// Reads everything and checks what can be told from the text alone.
 ///
 /// # Errors
 /// Every problem of every file, each with file and line.
 pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let (loaded, finished) = read(sources);
+    if finished.problems.is_empty() { Ok(loaded) } else { Err(ConfigError(finished.problems)) }
+}
+
+/// As [`load`], and looks on this node whether the values can work: for whoever is about to serve.
+///
+/// # Errors
+/// All problems at once, each with file and line.
+pub(crate) fn load_for_node(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let (loaded, mut finished) = read(sources);
+    finished.problems.extend(config_node::problems(&loaded, &finished.refused));
+    if finished.problems.is_empty() { Ok(loaded) } else { Err(ConfigError(finished.problems)) }
+}
+
+/// The settings are the loaded one's, what else there is to say is left in `Finished`.
+fn read(sources: &Sources) -> (Loaded, Finished) {
     let mut raw = Raw::default();
     let mut files = Vec::new();
     let file = sources.file.clone().unwrap_or_else(|| DEFAULT_FILE.into());
@@ -130,25 +146,39 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let directory = sources.directory.clone().unwrap_or_else(|| file.with_extension("d"));
     match drop_ins(&directory) {
         Ok(found) => found.iter().for_each(|f| read_into(&mut raw, &mut files, f, true)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && sources.directory.is_none() => {}
-        Err(error) => raw.add_problem(format!("{}: {error}", directory.display())),
+        Err(_) if sources.directory.is_none() && is_absent(&directory) => {}
+        Err(error) => raw.add_problem(unreadable(&directory, &error)),
     }
     for (flag, key, value) in &sources.flags {
         raw.add_flag(flag, key, value);
     }
-    let loaded = Loaded { settings: raw.finish()?, files };
-    let problems = loaded.problems_on_this_node();
-    if problems.is_empty() { Ok(loaded) } else { Err(ConfigError(problems)) }
+    let mut finished = raw.finish();
+    let settings = std::mem::take(&mut finished.settings);
+    (Loaded { settings, files }, finished)
 }
 
 fn read_into(raw: &mut Raw, files: &mut Vec<PathBuf>, path: &Path, required: bool) {
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            raw.add_file(path, &text);
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            raw.add_file(path, &bytes);
             files.push(path.to_owned());
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {}
-        Err(error) => raw.add_problem(format!("{}: {error}", path.display())),
+        Err(_) if !required && is_absent(path) => {}
+        Err(error) => raw.add_problem(unreadable(path, &error)),
+    }
+}
+
+/// Not even a symbolic link is there: one that leads nowhere is a mistake, and no way to say "nothing".
+fn is_absent(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> String {
+    match std::fs::read_link(path) {
+        Ok(target) if error.kind() == std::io::ErrorKind::NotFound => {
+            format!("{}: the symbolic link leads to {}, which is not there", path.display(), target.display())
+        }
+        _ => format!("{}: {error}", path.display()),
     }
 }
 
@@ -168,22 +198,6 @@ fn drop_ins(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 impl Loaded {
-    /// What only this node can tell of values that are well formed.
-    fn problems_on_this_node(&self) -> Vec<String> {
-        let group = instance::check_group(&self.text("server.socket_group"));
-        let socket = instance::check_socket(&self.path("server.socket"));
-        let named = [("server.socket_group", group), ("server.socket", socket)];
-        let problem = |(key, checked): (&str, Result<(), String>)| {
-            // a default is made of run_dir
-            let origin = match &self.setting(key).origin {
-                Origin::Default => &self.setting("run_dir").origin,
-                origin => origin,
-            };
-            checked.err().map(|problem| format!("{origin}: {problem}"))
-        };
-        named.into_iter().filter_map(problem).collect()
-    }
-
     /// The values for constructors.
     pub(crate) fn config(&self) -> Config {
         Config {
@@ -299,6 +313,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::config_raw::Origin;
 
     fn scratch() -> tempfile::TempDir {
         tempfile::tempdir().expect("a directory")
@@ -309,7 +324,8 @@ mod tests {
         let dir = scratch();
         let file = dir.path().join("c.toml");
         fs::write(&file, text).expect("write");
-        let error = load(&Sources { file: Some(file.clone()), ..Sources::default() }).expect_err(text);
+        let error =
+            load_for_node(&Sources { file: Some(file.clone()), ..Sources::default() }).expect_err(text);
         error.to_string().replace(&format!("{}:", file.display()), "c.toml:")
     }
 
@@ -374,8 +390,8 @@ mod tests {
             ),
             (
                 "[cgroup]\nparent = \"/\"",
-                "c.toml:2: cgroup.parent must be an absolute cgroup path as in \"/corten\", not \"/\" itself, \
-                 found \"/\"",
+                "c.toml:2: cgroup.parent must be an absolute cgroup path as in \"/corten\", not \"/\" itself; \
+                 names have 255 bytes at most and do not begin with \"cgroup.\", found \"/\"",
             ),
             (
                 "[image]\npinned = [\"a\", 1]",
@@ -422,8 +438,80 @@ mod tests {
     fn a_file_that_is_not_toml_is_told_with_its_line() {
         let text = problems("run_dir = \"/run/x\"\nstate_dir = /var\n");
         assert!(text.starts_with("c.toml:2: "), "{text}");
-        let text = problems("run_dir = \"/a\"\nrun_dir = \"/b\"\n");
-        assert!(text.starts_with("c.toml:2: duplicate key"), "{text}");
+    }
+
+    #[test]
+    fn what_stands_twice_is_named() {
+        for (text, expected) in [
+            ("run_dir = \"/a\"\nrun_dir = \"/b\"\n", "c.toml:2: run_dir stands twice in this file"),
+            (
+                "[log]\nformat = \"text\"\n[server]\nsocket = \"/a\"\nsocket = \"/b\"\n",
+                "c.toml:5: server.socket stands twice in this file",
+            ),
+            ("[log]\n[server]\n[log]\n", "c.toml:3: section [log] stands twice in this file"),
+            (
+                "log.format = \"text\"\nlog.format = \"text\"\n",
+                "c.toml:2: log.format stands twice in this file",
+            ),
+        ] {
+            assert_eq!(problems(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn mistakes_of_every_file_and_line_are_told_at_once() {
+        let dir = scratch();
+        let (file, drop_in) = (dir.path().join("config.toml"), dir.path().join("config.d"));
+        fs::create_dir_all(drop_in.join("20-directory.toml")).expect("mkdir");
+        fs::write(&file, "run_dir = /run\nstate_dir = relative\n[log]\nformat = \"xml\"\n").expect("write");
+        fs::write(drop_in.join("10-latin.toml"), b"# a\n# caf\xe9\n").expect("write");
+        std::os::unix::fs::symlink("nowhere", drop_in.join("30-link.toml")).expect("symlink");
+        let error =
+            load(&Sources { file: Some(file), ..Sources::default() }).expect_err("mistakes").to_string();
+        let told = error.replace(&format!("{}/", dir.path().display()), "");
+        let lines: Vec<&str> = told.lines().collect();
+        assert!(lines[0].starts_with("config.toml:1: ") && lines[1].starts_with("config.toml:2: "), "{told}");
+        assert_eq!(
+            lines[2..],
+            [
+                "config.toml:4: log.format must be one of \"text\", \"json\", found \"xml\"",
+                "config.d/10-latin.toml:2: byte 6 of the line, 0xe9, is not UTF-8, which TOML is written in",
+                "config.d/20-directory.toml: Is a directory (os error 21)",
+                "config.d/30-link.toml: the symbolic link leads to nowhere, which is not there",
+            ],
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_a_link_to_nothing_is_not_taken_for_none() {
+        let dir = scratch();
+        let directory = dir.path().join("config.d");
+        std::os::unix::fs::symlink("nowhere", &directory).expect("symlink");
+        let file = dir.path().join("config.toml");
+        fs::write(&file, "").expect("write");
+        let error = load(&Sources { file: Some(file), ..Sources::default() }).expect_err("a dead link");
+        let expected =
+            format!("{}: the symbolic link leads to nowhere, which is not there", directory.display());
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn files_of_other_editors_are_read() {
+        let dir = scratch();
+        let file = dir.path().join("config.toml");
+        for text in [
+            "\u{feff}run_dir = \"/r\"\r\n[log]\r\nformat = \"json\"\r\n",
+            "run_dir=\"/r\"\nlog.format='json'",
+        ] {
+            fs::write(&file, text).expect("write");
+            let config =
+                load(&Sources { file: Some(file.clone()), ..Sources::default() }).expect(text).config();
+            assert_eq!((config.run_dir.as_path(), config.log.json), (Path::new("/r"), true), "{text:?}");
+        }
+        fs::write(&file, "\u{feff}\r\n\r\nrun_dir = 1\r\n").expect("write");
+        let error = load(&Sources { file: Some(file), ..Sources::default() }).expect_err("wrong").to_string();
+        assert!(error.contains("config.toml:3: run_dir must be"), "{error}");
     }
 
     #[test]

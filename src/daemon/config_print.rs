@@ -39,7 +39,7 @@ pub(crate) fn example() -> String {
          # Files named *.toml in the directory config.d beside this file are read after it, by name; the last\n\
          # value of a key wins. `corten config` prints what is in effect and where it comes from.\n",
     );
-    let defaults = Raw::default().finish().expect("defaults are allowed values");
+    let defaults = Raw::default().finish().settings;
     let mut section = "";
     for (key, setting) in &defaults {
         out.push('\n');

@@ -1,8 +1,9 @@
 //! The files as they are: every known key with its value and where it was written; everything else is
 //! an error that names file and line. All errors are collected, so that people repair a file once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
@@ -51,18 +52,49 @@ pub(crate) struct ConfigError(pub Vec<String>);
 pub(crate) struct Raw {
     settings: BTreeMap<String, Setting>,
     problems: Vec<String>,
+    refused: BTreeSet<String>,
+}
+
+/// What the sources came to.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// In the table's order, defaults filled in, also for what was refused.
+    pub settings: Vec<(&'static Key, Setting)>,
+    /// Everything that was wrong.
+    pub problems: Vec<String>,
+    /// Keys whose values are not what was meant.
+    pub refused: BTreeSet<String>,
 }
 
 impl Raw {
-    /// Takes over a file's text.
-    pub(crate) fn add_file(&mut self, path: &Path, text: &str) {
-        match DeTable::parse(text) {
-            Ok(table) => self.walk(&Source { path, text }, "", table.get_ref()),
+    /// Takes over a file.
+    pub(crate) fn add_file(&mut self, path: &Path, bytes: &[u8]) {
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
             Err(error) => {
-                let line = error.span().map_or(1, |s| line_of(text, s.start));
-                self.problems.push(format!("{}:{line}: {}", path.display(), error.message()));
+                let at = error.valid_up_to();
+                let line = 1 + bytes[..at].iter().filter(|b| **b == b'\n').count();
+                let column = at - bytes[..at].iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1) + 1;
+                self.problems.push(format!(
+                    "{}:{line}: byte {column} of the line, 0x{:02x}, is not UTF-8, which TOML is written in",
+                    path.display(),
+                    bytes[at]
+                ));
+                return;
             }
-        }
+        };
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let told: BTreeSet<usize> = errors
+            .iter()
+            .map(|error| {
+                let span = error.span().unwrap_or_default();
+                let line = line_of(text, span.start);
+                let problem = syntax_problem(error.message(), text, span);
+                self.problems.push(format!("{}:{line}: {problem}", path.display()));
+                line
+            })
+            .collect();
+        self.walk(&Source { path, text, told }, "", table.get_ref());
     }
 
     /// Takes over `key` with a value as a flag gives it: TOML where it is that, else a string.
@@ -83,23 +115,20 @@ impl Raw {
         self.problems.push(problem);
     }
 
-    /// All settings in the table's order, defaults filled in.
-    ///
-    /// # Errors
-    /// Everything that was wrong.
-    pub(crate) fn finish(mut self) -> Result<Vec<(&'static Key, Setting)>, ConfigError> {
-        if !self.problems.is_empty() {
-            return Err(ConfigError(self.problems));
-        }
+    /// All settings, and what was wrong.
+    pub(crate) fn finish(mut self) -> Finished {
         let mut all: Vec<(&'static Key, Setting)> = Vec::with_capacity(KEYS.len());
         for key in KEYS {
             let setting = self.settings.remove(&key.path()).unwrap_or_else(|| default_of(key, &all));
             all.push((key, setting));
         }
-        match half_a_pair(&all) {
-            Some(problem) => Err(ConfigError(vec![problem])),
-            None => Ok(all),
+        if let Some((name, problem)) = half_a_pair(&all)
+            && !self.refused.iter().any(|refused| refused.starts_with("streaming.tls_"))
+        {
+            self.problems.push(problem);
+            self.refused.insert(name.to_owned());
         }
+        Finished { settings: all, problems: self.problems, refused: self.refused }
     }
 
     fn walk(&mut self, source: &Source<'_>, section: &str, table: &DeTable<'_>) {
@@ -110,6 +139,11 @@ impl Raw {
                 format!("{section}.{}", name.get_ref())
             };
             let line = line_of(source.text, name.span().start);
+            if source.told.contains(&line) {
+                // what is left of a line that is no TOML is not what was meant
+                self.refused.insert(path);
+                continue;
+            }
             let place = Origin::File(source.path.to_owned(), line);
             let is_section = KEYS.iter().any(|k| k.section == path);
             if let Some(key) = KEYS.iter().find(|k| k.path() == path) {
@@ -131,6 +165,7 @@ impl Raw {
                 self.settings.insert(key.path(), Setting { value, origin });
             }
             None => {
+                self.refused.insert(key.path());
                 let found = show_found(value);
                 let allowed = key.kind.allowed();
                 self.problems.push(format!("{origin}: {} must be {allowed}, found {found}", key.path()));
@@ -140,7 +175,7 @@ impl Raw {
 }
 
 /// A setting that means nothing without another.
-fn half_a_pair(all: &[(&'static Key, Setting)]) -> Option<String> {
+fn half_a_pair(all: &[(&'static Key, Setting)]) -> Option<(&'static str, String)> {
     let setting = |path: &str| all.iter().find(|(key, _)| key.path() == path).map(|(_, setting)| setting);
     let (one, other) = ("streaming.tls_cert", "streaming.tls_key");
     let missing = |setting: &Setting| setting.value == Value::Path("".into());
@@ -150,12 +185,34 @@ fn half_a_pair(all: &[(&'static Key, Setting)]) -> Option<String> {
         (true, false) => (key, other, one),
         _ => return None,
     };
-    Some(format!("{}: {name} also needs {absent}", lonely.origin))
+    Some((name, format!("{}: {name} also needs {absent}", lonely.origin)))
 }
 
+/// A file as it is looked at.
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
+    /// Lines that a problem was told of already.
+    told: BTreeSet<usize>,
+}
+
+/// What TOML's parser says, with the key that it is about.
+fn syntax_problem(message: &str, text: &str, span: Range<usize>) -> String {
+    let Some(name) = text.get(span.clone()).filter(|name| !name.is_empty() && message == "duplicate key")
+    else {
+        return message.to_owned();
+    };
+    let start = text[..span.start].rfind('\n').map_or(0, |n| n + 1);
+    let header = |line: &str| Some(line.trim_start().strip_prefix('[')?.split(']').next()?.trim().to_owned());
+    if let Some(section) = text[start..].lines().next().and_then(header) {
+        return format!("section [{section}] stands twice in this file");
+    }
+    // with the tables before it, where dots join them
+    let dotted = text[start..span.end].trim_start();
+    let name = if dotted.contains('=') { name } else { dotted };
+    let section = text[..start].lines().rev().find_map(header);
+    let key = section.map_or_else(|| name.to_owned(), |section| format!("{section}.{name}"));
+    format!("{key} stands twice in this file")
 }
 
 /// The default, with the directories that it is made of.
@@ -245,7 +302,7 @@ mod tests {
 
     #[test]
     fn every_default_is_allowed_and_documented() {
-        let all = Raw::default().finish().expect("defaults");
+        let all = Raw::default().finish().settings;
         for (key, setting) in &all {
             assert_eq!(setting.origin, Origin::Default);
             assert!(!key.doc.is_empty(), "{}", key.path());

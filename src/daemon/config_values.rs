@@ -88,14 +88,16 @@ impl Kind {
             Kind::Filter => {
                 "a level (error, warn, info, debug, trace, off) or a list as in \"info,image=debug\"".into()
             }
-            Kind::Cgroup => "an absolute cgroup path as in \"/corten\", not \"/\" itself".into(),
+            Kind::Cgroup => "an absolute cgroup path as in \"/corten\", not \"/\" itself; names have 255 bytes \
+                at most and do not begin with \"cgroup.\"".into(),
             Kind::Texts => "a list of strings, as in [\"a\", \"b\"]".into(),
             Kind::Paths => "a list of absolute paths, as in [\"/a\", \"/b\"]".into(),
             Kind::Interface => {
-                "a network interface's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\"".into()
+                "a network interface's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\", not \"all\" or \"default\""
+                    .into()
             }
             Kind::Subnets => {
-                "a list of one or two subnets of different families, as in [\"10.1.0.0/16\", \"fd00:1::/64\"]"
+                "a list of one or two unicast subnets of different families, as in [\"10.1.0.0/16\", \"fd00:1::/64\"]"
                     .into()
             }
             Kind::Hosts => {
@@ -138,15 +140,20 @@ impl Kind {
                 Some(Value::Text(filter.to_owned()))
             }
             Kind::Cgroup => {
-                let path = absolute(found.as_str()?)?.to_str()?.trim_end_matches('/').to_owned();
-                (!path.is_empty()).then_some(Value::Text(path))
+                let path = absolute(found.as_str()?)?;
+                let names: Option<Vec<&str>> =
+                    path.components().skip(1).map(|c| c.as_os_str().to_str()).collect();
+                let names = names?.into_iter().map(|name| is_cgroup_name(name).then_some(name));
+                let names: Vec<&str> = names.collect::<Option<_>>()?;
+                (!names.is_empty()).then(|| Value::Text(format!("/{}", names.join("/"))))
             }
             Kind::Texts => texts(found)?.map(|t| Some(t.to_owned())).collect::<Option<_>>().map(Value::Texts),
             Kind::Paths => texts(found)?.map(absolute).collect::<Option<_>>().map(Value::Paths),
             Kind::Interface => {
                 let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
                 let name = found.as_str().filter(|n| (1..=15).contains(&n.len()) && n.chars().all(plain))?;
-                (name != "." && name != "..").then(|| Value::Text(name.to_owned()))
+                // the last two stand for many interfaces in /proc/sys/net
+                (![".", "..", "all", "default"].contains(&name)).then(|| Value::Text(name.to_owned()))
             }
             Kind::Subnets => {
                 let subnets: Vec<&str> = texts(found)?.collect();
@@ -198,13 +205,26 @@ fn absolute(text: &str) -> Option<PathBuf> {
     (path.is_absolute() && plain && !text.contains('\0')).then(|| path.to_owned())
 }
 
-/// Whether a subnet is one of IPv6; `None` when it is none at all.
+/// Whether the kernel makes a cgroup of this name, which is none of its own files.
+fn is_cgroup_name(name: &str) -> bool {
+    name.len() <= 255 && !name.contains('\n') && !name.starts_with("cgroup.")
+}
+
+/// Whether a subnet is one of IPv6 that pods can be on; `None` when it is none at all.
 pub(crate) fn is_ipv6_subnet(text: &str) -> Option<bool> {
     let (address, prefix) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
     // Smaller ones have no room for a gateway and a pod.
     let longest = if address.is_ipv6() { 126 } else { 30 };
-    (1..=longest).contains(&prefix.parse::<u8>().ok()?).then_some(address.is_ipv6())
+    let special = match address {
+        IpAddr::V4(v4) => {
+            v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.octets()[0] >= 224
+        }
+        IpAddr::V6(v6) => {
+            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()
+        }
+    };
+    ((1..=longest).contains(&prefix.parse::<u8>().ok()?) && !special).then_some(address.is_ipv6())
 }
 
 /// host, host:port, or the same with an IPv6 address in brackets: no scheme, no path.

@@ -104,20 +104,13 @@ fn holder(file: &mut File) -> String {
 /// Somebody serves there, something else is in its place, the group does not exist, or it cannot be made.
 pub(crate) fn bind(server: &Server) -> anyhow::Result<UnixListener> {
     let path = &server.socket;
-    let group = find_group(&server.socket_group)?;
+    let group = find_group(&server.socket_group).context("server.socket_group")?;
     if let Some(parent) = path.parent() {
         make_directory(parent, 0o755)?;
     }
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("socket {}", path.display())),
-        Ok(there) if !there.file_type().is_socket() => {
-            bail!("socket {}: a file is in its place", path.display())
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            bail!("socket {}: another process serves there", path.display())
-        }
-        Ok(_) => {}
+    check_socket(path).map_err(anyhow::Error::msg)?;
+    if UnixStream::connect(path).is_ok() {
+        bail!("socket {}: another process serves there", path.display());
     }
     let hidden = hidden_name(path);
     let _ = fs::remove_file(&hidden);
@@ -134,15 +127,30 @@ fn hidden_name(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}", std::process::id()))
 }
 
-/// Whether the kernel can take the path, and the one that it is bound under first.
+/// Whether the kernel can take the path, and the one that it is bound under first; and whether a socket may take its place.
 pub(crate) fn check_socket(path: &Path) -> Result<(), String> {
     /// of `sun_path`, without the byte that ends it (unix(7))
     const LONGEST: usize = 107;
     let length = path.as_os_str().len().max(hidden_name(path).as_os_str().len());
-    if length <= LONGEST {
-        return Ok(());
+    if length > LONGEST {
+        return Err(format!("{} has {length} bytes, the kernel takes {LONGEST} at most", path.display()));
     }
-    Err(format!("server.socket: {} has {length} bytes, the kernel takes {LONGEST} at most", path.display()))
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.is_dir() => Err(format!("{}: a directory is in its place", path.display())),
+        Ok(there) if !there.file_type().is_socket() => {
+            Err(format!("{}: a file is in its place", path.display()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(format!("{}: {error}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a daemon has this `run_dir`.
+pub(crate) fn is_taken(run_dir: &Path) -> bool {
+    let Ok(file) = File::open(run_dir.join("corten.pid")) else { return false };
+    matches!(Flock::lock(file, FlockArg::LockSharedNonblock), Err((_, nix::errno::Errno::EWOULDBLOCK)))
 }
 
 fn bind_as(path: &Path, mode: u32, group: Option<Gid>) -> anyhow::Result<UnixListener> {
@@ -172,7 +180,7 @@ fn find_group(group: &str) -> anyhow::Result<Option<Gid>> {
     });
     match gid {
         Some(gid) => Ok(Some(Gid::from_raw(gid))),
-        None => bail!("server.socket_group: no group {group:?} in /etc/group"),
+        None => bail!("no group {group:?} in /etc/group"),
     }
 }
 
@@ -257,6 +265,6 @@ mod tests {
         assert_eq!(find_group("1234").expect("a number"), Some(Gid::from_raw(1234)));
         assert_eq!(find_group("root").expect("a name"), Some(Gid::from_raw(0)));
         let error = format!("{:#}", find_group("no-such-group").expect_err("unknown"));
-        assert_eq!(error, "server.socket_group: no group \"no-such-group\" in /etc/group");
+        assert_eq!(error, "no group \"no-such-group\" in /etc/group");
     }
 }

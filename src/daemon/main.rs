@@ -5,7 +5,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | `config`, `config_keys`, `config_values`, `config_raw`, `config_print` | the configuration: table of settings, files, checked values, print-outs |
+//! | `config`, `config_keys`, `config_values`, `config_raw`, `config_node`, `config_print` | the configuration: table of settings, files, checked values, what this node says to them, print-outs |
 //! | `serve` | builds store, network and engine and serves CRI until a signal |
 //! | `instance` | the locks that keep a second daemon off the same directories; the socket |
 //! | `notify` | tells systemd that the daemon is ready |
@@ -21,6 +21,7 @@ mod check;
 mod cni;
 mod config;
 mod config_keys;
+mod config_node;
 mod config_print;
 mod config_raw;
 mod config_values;
@@ -65,8 +66,8 @@ struct Options {
     #[arg(long, global = true, value_name = "DIR")]
     run_dir: Option<String>,
     /// Any setting by its name, as in --set log.format=json
-    #[arg(long, global = true, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_and_value)]
+    set: Vec<(String, String)>,
 }
 
 #[derive(Subcommand)]
@@ -118,13 +119,9 @@ enum NetworkCommand {
 }
 
 impl Options {
-    fn sources(&self) -> Result<Sources, String> {
-        let mut flags = Vec::new();
-        for set in &self.set {
-            let (key, value) =
-                set.split_once('=').ok_or_else(|| format!("--set {set}: KEY=VALUE is expected"))?;
-            flags.push((format!("--set {key}"), key.to_owned(), value.to_owned()));
-        }
+    fn sources(&self) -> Sources {
+        let flag = |(key, value): &(String, String)| (format!("--set {key}"), key.clone(), value.clone());
+        let mut flags: Vec<_> = self.set.iter().map(flag).collect();
         let named = [
             ("--socket", "server.socket", &self.socket),
             ("--root", "state_dir", &self.root),
@@ -133,8 +130,13 @@ impl Options {
         for (flag, key, value) in named {
             flags.extend(value.as_ref().map(|v| (flag.to_owned(), key.to_owned(), v.clone())));
         }
-        Ok(Sources { file: self.config.clone(), directory: self.config_dir.clone(), flags })
+        Sources { file: self.config.clone(), directory: self.config_dir.clone(), flags }
     }
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), &'static str> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is expected")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn main() -> ExitCode {
@@ -143,7 +145,14 @@ fn main() -> ExitCode {
     if let Command::Config { default: true } = cli.command {
         return print(&config_print::example());
     }
-    let loaded = cli.options.sources().and_then(|s| config::load(&s).map_err(|e| e.to_string()));
+    let sources = cli.options.sources();
+    let loaded = match cli.command {
+        // they ask a daemon that runs already
+        Command::Status | Command::Image(_) => config::load(&sources),
+        Command::Serve | Command::Config { .. } | Command::Check | Command::Network(_) => {
+            config::load_for_node(&sources)
+        }
+    };
     let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(problems) => {

@@ -37,4 +37,4 @@ mod websocket;
 pub use backend::{Attach, Backend, Duplex, End, Exec, Forward, Refusal, RefusalKind, Resize, Session, Size};
 pub use futures_util::future::BoxFuture;
 pub use server::{Server, Settings};
-pub use tls::TlsFiles;
+pub use tls::{TlsFiles, TlsProblem};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
@@ -20,6 +20,37 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
+}
+
+/// What keeps a pair of files from being used, by the file that it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsProblem {
+    /// The certificate's file.
+    Certificate(String),
+    /// The key's file, or that it is not the certificate's.
+    Key(String),
+}
+
+impl TlsFiles {
+    /// Whether they can be served with.
+    ///
+    /// # Errors
+    /// Every problem, each with the path.
+    pub fn check(&self) -> Result<(), Vec<TlsProblem>> {
+        match (chain(self), key(self)) {
+            (Ok(chain), Ok(key)) => server(chain, key).map(drop).map_err(|e| {
+                vec![TlsProblem::Key(format!(
+                    "{} with {}: {e}",
+                    self.key.display(),
+                    self.certificate.display()
+                ))]
+            }),
+            (chain, key) => {
+                let chain = chain.err().map(|e| TlsProblem::Certificate(e.to_string()));
+                Err(chain.into_iter().chain(key.err().map(|e| TlsProblem::Key(e.to_string()))).collect())
+            }
+        }
+    }
 }
 
 /// The certificate that is in use.
@@ -70,18 +101,39 @@ fn seen(files: &TlsFiles) -> io::Result<Seen> {
 }
 
 fn load(files: &TlsFiles) -> io::Result<TlsAcceptor> {
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_file_iter(&files.certificate).and_then(|certificates| certificates.collect());
-    let chain = chain.map_err(|e| named(&files.certificate, e))?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| named(&files.key, e))?;
+    let config = server(chain(files)?, key(files)?).map_err(|e| named(&files.certificate, e))?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn chain(files: &TlsFiles) -> io::Result<Vec<CertificateDer<'static>>> {
+    let path = &files.certificate;
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    match parsed {
+        Ok(chain) if chain.is_empty() => Err(named(path, "there is no certificate in it (PEM)")),
+        chain => chain.map_err(|e| named(path, e)),
+    }
+}
+
+fn key(files: &TlsFiles) -> io::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|e| match e {
+        pem::Error::NoItemsFound => named(&files.key, "there is no private key in it (PEM)"),
+        other => named(&files.key, other),
+    })
+}
+
+fn server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
+    ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|e| named(&files.certificate, e))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| named(path, e))
 }
 
 fn named(path: &Path, error: impl std::fmt::Display) -> io::Error {

@@ -2,7 +2,7 @@
 //! Readiness is waited for as systemd does: by the datagram.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -28,7 +28,9 @@ impl Node {
         let path = |name: &str| dir.path().join(name);
         let mut config = format!("state_dir = {:?}\nrun_dir = {:?}\n", path("state"), path("run"));
         // Nothing is run in these tests; the engine only copies the program.
-        config.push_str("runtime = \"/bin/true\"\n");
+        fs::write(path("runtime"), "#!/bin/sh\necho corten-runtime\n").expect("write");
+        fs::set_permissions(path("runtime"), fs::Permissions::from_mode(0o755)).expect("chmod");
+        config.push_str(&format!("runtime = {:?}\n", path("runtime")));
         config.push_str(settings);
         config.push_str(&format!(
             "[network]\nconfig_dir = {:?}\nnetns_dir = {:?}\nbuiltin = \"auto\"\n",
@@ -214,15 +216,40 @@ fn mistakes_are_told_before_anything_starts() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("config.toml");
     fs::write(&file, "rum_dir = \"/x\"\n[server]\nworker_threads = 0\n").expect("write");
-    let output = Command::new(env!("CARGO_BIN_EXE_corten")).arg("--config").arg(&file).arg("serve").output();
-    let output = output.expect("corten");
-    assert_eq!(output.status.code(), Some(2));
     let expected = format!(
         "{file}:1: unknown key \"rum_dir\"; did you mean \"run_dir\"?\n\
-         {file}:3: server.worker_threads must be a whole number from 1 to 64, found 0\n",
+         {file}:3: server.worker_threads must be a whole number from 1 to 64, found 0\n\
+         --set runtime: runtime: /etc/passwd is not executable\n",
         file = file.display()
     );
-    assert_eq!(text(&output.stderr), expected);
+    for command in ["serve", "check", "config"] {
+        let mut corten = Command::new(env!("CARGO_BIN_EXE_corten"));
+        corten.arg("--config").arg(&file).args(["--set", "runtime=/etc/passwd", command]);
+        let output = corten.output().expect("corten");
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(text(&output.stderr), expected, "{command}");
+    }
+}
+
+#[test]
+fn directories_that_cannot_be_written_are_told_together() {
+    if !root("directories_that_cannot_be_written_are_told_together") {
+        return;
+    }
+    let node = Node::new("");
+    let disk = node.path("disk");
+    fs::create_dir(&disk).expect("mkdir");
+    let script = format!(
+        "mount -t tmpfs -o ro none {disk} && exec {corten} --config {file} --root {disk}/s --run-dir {disk}/r serve",
+        disk = disk.display(),
+        corten = env!("CARGO_BIN_EXE_corten"),
+        file = node.path("config.toml").display()
+    );
+    let output =
+        Command::new("unshare").args(["--mount", "--", "sh", "-c", &script]).output().expect("unshare");
+    let problem = format!("{} cannot be written: Read-only file system (os error 30)", disk.display());
+    let expected = format!("--run-dir: run_dir: {problem}\n--root: state_dir: {problem}\n");
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(2), expected));
 }
 
 #[test]

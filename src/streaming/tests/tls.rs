@@ -134,5 +134,5 @@ async fn files_that_are_of_no_use_are_named() {
     std::fs::write(&certificate, "").expect("writes");
     std::fs::write(dir.path().join("key.pem"), "").expect("writes");
     let error = streaming::Server::bind(settings, machine).await.err().expect("no certificate");
-    assert!(error.to_string().contains("key.pem: "), "{error}");
+    assert!(error.to_string().contains("cert.pem: there is no certificate"), "{error}");
 }
