@@ -1,5 +1,7 @@
 //! Steps for what crictl can do besides the life of a pod: tables, `run`, verbose information, and what is refused.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::crictl::Crictl;
@@ -23,11 +25,19 @@ pub(crate) fn verbose(crictl: &mut Crictl) -> Result<()> {
     ensure!(info["pid"].as_u64().is_some_and(|pid| pid > 1), "pid: {}", info["pid"]);
     ensure!(info["sandboxID"] == crictl.pod.as_str(), "sandboxID: {}", info["sandboxID"]);
     ensure!(info["runtimeSpec"]["process"]["args"][0] == "sh", "runtimeSpec: {}", info["runtimeSpec"]);
-    ensure!(info["config"].is_object(), "config: {}", info["config"]);
+    let config = &info["config"];
+    ensure!(config["metadata"]["name"] == "main", "config: {config}");
+    ensure!(config["image"]["image"].as_str().is_some_and(|image| !image.is_empty()), "config: {config}");
+    ensure!(config["log_path"].is_string() && config["linux"].is_object(), "config: {config}");
     let pod = crictl.json(&["inspectp", "-o", "json", &crictl.pod])?;
     let info = &pod["info"];
     ensure!(info["pid"].as_u64().is_some_and(|pid| pid > 1), "pid of the pod: {}", info["pid"]);
-    ensure!(info["config"].is_object(), "config of the pod: {}", info["config"]);
+    let config = &info["config"];
+    ensure!(config["metadata"]["name"] == "walk", "config of the pod: {config}");
+    ensure!(config["log_directory"].is_string(), "config of the pod: {config}");
+    let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().into_iter().flatten();
+    let network = namespaces.filter(|n| n["type"] == "network").find_map(|n| n["path"].as_str());
+    ensure!(network.is_some_and(|path| Path::new(path).exists()), "runtimeSpec: {}", info["runtimeSpec"]);
     let node = crictl.json(&["info"])?;
     ensure!(node["config"]["state_dir"].is_string(), "config of the node: {}", node["config"]);
     Ok(())

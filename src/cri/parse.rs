@@ -30,6 +30,11 @@ pub(crate) fn unsupported(field: impl Display, what: &str) -> Error {
     Error::new(Kind::Unsupported, format!("{field}: {what} not supported yet"))
 }
 
+/// A configuration as JSON, to be given back by verbose answers.
+fn asked(message: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(message).map_err(|e| Error::because(Kind::Internal, "keep what was asked for", e))
+}
+
 /// A message or string that must be there.
 pub(crate) fn required<T>(value: Option<T>, field: &str) -> Result<T> {
     value.ok_or_else(|| invalid(field, "missing"))

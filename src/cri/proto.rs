@@ -21,6 +21,16 @@ pub mod runtime {
 
 use std::fmt;
 
+/// Whether a field of a message that is written as JSON is left out.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// An environment variable's value: a string, as it was in the definition before 1.37 and as people want to read it.
+fn text<S: serde::Serializer>(value: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&String::from_utf8_lossy(value))
+}
+
 impl fmt::Debug for runtime::v1::AuthConfig {
     /// Whom and where, never the secrets (`debug_redact` in the definition).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -74,6 +74,9 @@ pub struct PodConfig {
     /// RuntimeClass handler; empty: the default.
     #[serde(default)]
     pub runtime_handler: String,
+    /// The request's own configuration as JSON, for verbose answers; empty in records of earlier versions.
+    #[serde(default)]
+    pub asked: String,
 }
 
 /// What a pod may use as a whole: what the kubelet tells after it has changed the pod's cgroup.
@@ -223,6 +226,9 @@ pub struct ContainerConfig {
     /// Overrides the image's stop signal; a signal number.
     #[serde(default)]
     pub stop_signal: Option<i32>,
+    /// The request's own configuration as JSON, for verbose answers; empty in records of earlier versions.
+    #[serde(default)]
+    pub asked: String,
 }
 
 /// Direction in which mounts under a mount point spread (CRI MountPropagation).

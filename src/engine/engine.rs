@@ -29,7 +29,7 @@ use crate::status::{
 use crate::step::Step;
 use crate::streams::{self, AttachConfig, AttachSession, ExecConfig, ExecSession};
 use crate::view::ContainerView;
-use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, forward, sandbox};
+use crate::{Error, Kind, Result, Settings, adoption, bundle, exec, forward, info, sandbox};
 
 /// How long [`Engine::drain`] waits for directories that are being removed.
 const TRASH_DEADLINE: Duration = Duration::from_secs(2);
@@ -389,16 +389,7 @@ impl Engine {
     /// More about a pod, for `crictl inspectp`; values are JSON texts.
     pub fn verbose_pod(&self, id: &str) -> Result<BTreeMap<String, String>> {
         let view = self.pod(id)?.look();
-        let status = &view.status;
-        let info = serde_json::json!({
-            "pid": status.pid,
-            "netns": status.netns,
-            "stage": format!("{:?}", view.stage),
-            "config": &*status.config,
-            "overhead": status.limits.overhead.as_ref().unwrap_or(&status.config.overhead),
-            "resources": status.limits.resources.as_ref().unwrap_or(&status.config.resources),
-        });
-        Ok([("info".to_owned(), info.to_string())].into())
+        Ok([("info".to_owned(), info::pod(&view).to_string())].into())
     }
 
     /// More about a container, for `crictl inspect`; values are JSON texts.
@@ -407,19 +398,7 @@ impl Engine {
         let path = self.ctx.paths.bundle(&view.status.id).join("config.json");
         let spec = crate::debts::blocking(move || std::fs::read(path)).await.unwrap_or_default();
         let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
-        let pid = match view.status.state {
-            crate::status::ContainerState::Running { pid, .. } => pid,
-            _ => 0,
-        };
-        let info = serde_json::json!({
-            "pid": pid,
-            "sandboxID": view.status.pod.as_str(),
-            "cgroup": view.cgroup,
-            "stage": format!("{:?}", view.stage),
-            "config": &*view.status.config,
-            "runtimeSpec": spec,
-        });
-        Ok([("info".to_owned(), info.to_string())].into())
+        Ok([("info".to_owned(), info::container(&view, spec).to_string())].into())
     }
 }
 

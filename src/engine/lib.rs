@@ -12,7 +12,7 @@
 //! figures             usage, sizes, rates,   slow requests      step
 //!                     metrics                removed trees      trash
 //! events              events                 what is nobody's   sweeper
-//! security modules    apparmor, selinux
+//! security modules    apparmor, selinux           verbose answers     info
 //! ```
 //!
 //! No request owns work, no lock is held across an await, and everything acquired is reachable from a record or from
@@ -39,6 +39,7 @@ mod fake;
 pub mod figures;
 mod forward;
 mod index;
+mod info;
 mod link;
 mod metrics;
 mod operation;

@@ -45,6 +45,7 @@ fn config(
     pod_namespaces: Option<wire::NamespaceOption>,
 ) -> Result<ContainerConfig> {
     later(&from)?;
+    let asked = super::asked(&from)?;
     let metadata = required(from.metadata, "config.metadata")?;
     let image = required(from.image, "config.image")?;
     let linux = from.linux.unwrap_or_default();
@@ -70,6 +71,7 @@ fn config(
         security: security::container(linux.security_context, pod_namespaces, context)?,
         cdi_devices: Vec::new(),
         stop_signal: signal::stop_signal(from.stop_signal, "config.stop_signal")?,
+        asked,
     })
 }
 
@@ -335,5 +337,63 @@ mod tests {
         let request = wire::StopContainerRequest { container_id: "ab".into(), timeout: -5 };
         assert_eq!(stop(request).unwrap(), ("ab".into(), Duration::ZERO));
         assert_eq!(stop(Default::default()).unwrap_err().context, "container_id: missing");
+    }
+
+    #[test]
+    fn what_was_asked_is_kept_with_the_names_of_the_interface() {
+        let request = wire::CreateContainerRequest {
+            pod_sandbox_id: "ab".into(),
+            config: Some(wire::ContainerConfig {
+                metadata: Some(wire::ContainerMetadata { name: "app".into(), attempt: 2 }),
+                image: Some(wire::ImageSpec { image: "busybox".into(), ..Default::default() }),
+                command: vec!["sh".into()],
+                envs: vec![wire::KeyValue { key: "A".into(), value: "b".into() }],
+                mounts: vec![wire::Mount {
+                    container_path: "/data".into(),
+                    host_path: "/srv".into(),
+                    propagation: wire::MountPropagation::PropagationBidirectional as i32,
+                    ..Default::default()
+                }],
+                labels: [("l".to_owned(), "1".to_owned())].into(),
+                log_path: "app/2.log".into(),
+                linux: Some(wire::LinuxContainerConfig {
+                    resources: Some(wire::LinuxContainerResources { cpu_shares: 512, ..Default::default() }),
+                    security_context: Some(wire::LinuxContainerSecurityContext {
+                        run_as_user: Some(wire::Int64Value { value: 1000 }),
+                        namespace_options: Some(wire::NamespaceOption {
+                            pid: wire::NamespaceMode::Container as i32,
+                            ..Default::default()
+                        }),
+                        ..Default::default()
+                    }),
+                }),
+                ..Default::default()
+            }),
+            sandbox_config: None,
+        };
+        let (_, config) = create(request).unwrap();
+        let asked: serde_json::Value = serde_json::from_str(&config.asked).unwrap();
+        let expected = serde_json::json!({
+            "metadata": {"name": "app", "attempt": 2},
+            "image": {"image": "busybox"},
+            "command": ["sh"],
+            "envs": [{"key": "A", "value": "b"}],
+            "mounts": [{"container_path": "/data", "host_path": "/srv", "propagation": 2}],
+            "labels": {"l": "1"},
+            "log_path": "app/2.log",
+            "linux": {
+                "resources": {"cpu_shares": 512},
+                "security_context": {"run_as_user": {"value": 1000}, "namespace_options": {"pid": 1}},
+            },
+        });
+        assert_eq!(asked, expected);
+    }
+
+    #[test]
+    fn names_that_are_not_in_snake_case_stay_as_they_are() {
+        let map = wire::IdMapping { host_id: 65536, container_id: 0, length: 65536 };
+        let mount = wire::Mount { uid_mappings: vec![map], ..Default::default() };
+        let json = serde_json::to_value(mount).unwrap();
+        assert_eq!(json, serde_json::json!({"uidMappings": [{"host_id": 65536, "length": 65536}]}));
     }
 }

@@ -18,6 +18,7 @@ pub(crate) fn run(request: wire::RunPodSandboxRequest) -> Result<PodConfig> {
     if from.windows.is_some() {
         return Err(unsupported("config.windows", "Windows pods are"));
     }
+    let asked = super::asked(&from)?;
     let linux = from.linux.unwrap_or_default();
     let (security, namespaces) = security::pod(linux.security_context, "config.linux.security_context")?;
     Ok(PodConfig {
@@ -36,6 +37,7 @@ pub(crate) fn run(request: wire::RunPodSandboxRequest) -> Result<PodConfig> {
         resources: resources::resources(linux.resources, "config.linux.resources")?,
         overhead: resources::resources(linux.overhead, "config.linux.overhead")?,
         runtime_handler: request.runtime_handler,
+        asked,
     })
 }
 
@@ -267,5 +269,31 @@ mod tests {
     fn an_empty_dns_message_is_the_nodes() {
         let pod = parse(wire::PodSandboxConfig { dns_config: Some(Default::default()), ..config() }).unwrap();
         assert_eq!(pod.dns, None);
+    }
+
+    #[test]
+    fn what_was_asked_is_kept_with_the_names_of_the_interface() {
+        let from = wire::PodSandboxConfig {
+            metadata: Some(wire::PodSandboxMetadata {
+                name: "web".into(),
+                uid: "u".into(),
+                ..Default::default()
+            }),
+            port_mappings: vec![wire::PortMapping {
+                container_port: 80,
+                host_port: 8080,
+                ..Default::default()
+            }],
+            dns_config: Some(wire::DnsConfig { servers: vec!["10.0.0.10".into()], ..Default::default() }),
+            linux: Some(wire::LinuxPodSandboxConfig {
+                cgroup_parent: "/kubepods/x".into(),
+                sysctls: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let config = run(wire::RunPodSandboxRequest { config: Some(from), ..Default::default() }).unwrap();
+        let expected = r#"{"metadata":{"name":"web","uid":"u"},"dns_config":{"servers":["10.0.0.10"]},"port_mappings":[{"container_port":80,"host_port":8080}],"linux":{"cgroup_parent":"/kubepods/x","sysctls":{"net.ipv4.ip_forward":"1"}}}"#;
+        assert_eq!(config.asked, expected);
     }
 }

@@ -36,7 +36,7 @@ use crate::step::Step;
 use crate::{Error, Kind, Result, sandbox};
 
 /// Version of the runtime specification that the bundles follow.
-const OCI_VERSION: &str = "1.2.1";
+pub(crate) const OCI_VERSION: &str = "1.2.1";
 
 /// What a container needs to know of its pod.
 #[derive(Debug)]

@@ -203,3 +203,28 @@ async fn odd_names_sysctls_and_limits_that_mean_nothing_here() {
     engine.remove_pod(pod.as_str()).await.unwrap();
     eventually("nothing is left", || node.leftovers().is_empty()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_requests_own_words_come_back_also_from_the_next_daemon() {
+    if !private("the_requests_own_words_come_back_also_from_the_next_daemon") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let (mut pod, mut container) = (node.pod("p"), node.container("c", "sleep 1000"));
+    (pod.asked, container.asked) = (r#"{"hostname":"as asked"}"#.into(), r#"{"tty":"as asked"}"#.into());
+    let pod = engine.run_pod(pod).await.unwrap();
+    let id = engine.create_container(pod.as_str(), container).await.unwrap();
+    engine.drain().await;
+    drop(engine);
+    let engine = node.open().await;
+    assert_eq!(info(&engine, &id).await["config"], json!({"tty": "as asked"}));
+    let info = engine.verbose_pod(pod.as_str()).unwrap().remove("info").unwrap();
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    assert_eq!(info["config"], json!({"hostname": "as asked"}));
+    let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
+    let network = namespaces.iter().find(|namespace| namespace["type"] == "network").unwrap();
+    assert!(std::path::Path::new(network["path"].as_str().unwrap()).exists(), "{network}");
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    engine.drain().await;
+}
