@@ -59,6 +59,8 @@ struct State {
     prepared: bool,
     /// Attachments under way.
     attaching: usize,
+    /// A network of the past does not go: left to the sweep, so that not every pod waits for its plugins.
+    stuck: bool,
     /// Garbage is being collected: nothing may be attached, because the plugins were told what is valid.
     collecting: bool,
 }
@@ -196,6 +198,8 @@ impl Network {
     async fn attach_to(&self, pod: &Attachment, namespace: Option<&Path>) -> Result<Attached> {
         let inner = &self.0;
         let _turn = inner.turn(&pod.pod)?;
+        // a new network may want the bridge or the addresses of one that is configured no more
+        self.retire().await;
         let _attaching = inner.attaching().await;
         if let Some(attached) = self.saved(&pod.pod)
             && sys::netns::is_pinned(&attached.netns)
@@ -279,7 +283,27 @@ impl Network {
     /// The DEL stays [owed](Network::owed).
     pub async fn detach(&self, pod: &PodId) -> Result<()> {
         let _turn = self.0.turn(pod)?;
-        self.undo(pod).await
+        self.undo(pod).await?;
+        self.retire().await;
+        Ok(())
+    }
+
+    /// The plugins' last GC for networks that are configured no more, once the last pod on them is gone. What fails is
+    /// logged, and left to the sweep.
+    async fn retire(&self) {
+        if self.0.state().stuck || !self.has_retired().await {
+            return;
+        }
+        if let Some(_collecting) = self.0.collecting().await {
+            self.plugins_collect().await;
+        }
+        let stuck = self.has_retired().await;
+        self.0.state().stuck = stuck;
+    }
+
+    async fn has_retired(&self) -> bool {
+        let inner = self.0.clone();
+        blocking(move || Ok(inner.has_retired())).await.unwrap_or(false)
     }
 
     async fn undo(&self, pod: &PodId) -> Result<()> {
@@ -372,6 +396,7 @@ impl Network {
         self.0.records.sweep();
         self.0.sweep_namespaces(&keep);
         self.plugins_collect().await;
+        self.0.state().stuck = false;
         if self.0.records.pods().is_empty() {
             match sys::netns::release_dir(&self.0.netns_dir) {
                 Ok(()) => self.0.state().prepared = false,
@@ -434,6 +459,21 @@ fn side(record: &Record, alive: bool) -> Side<'_> {
 }
 
 impl Inner {
+    /// Whether pods were on a network that is configured no more, and none is now. Most often one file is read.
+    fn has_retired(&self) -> bool {
+        let default = self.directory.look().default;
+        let mut past = self.used.all();
+        past.retain(|network| default.as_deref() != Some(network));
+        if past.is_empty() {
+            return false;
+        }
+        let pods = self.records.pods();
+        let records: Vec<Record> =
+            pods.iter().filter_map(|pod| self.records.load(pod).ok().flatten()).collect();
+        let gone = |network: &Conflist| records.iter().all(|record| record.network.name != network.name);
+        records.len() == pods.len() && past.iter().any(gone)
+    }
+
     fn pin(&self, record: &Record, namespace: Option<&Path>) -> Result<()> {
         if !self.state().prepared {
             sys::netns::prepare_dir(&self.netns_dir)?;

@@ -23,6 +23,7 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
 use crate::cidr::{Cidr, number};
+use crate::claim;
 use crate::config::{Attachment, Config, Pool, Route, check_interface};
 use crate::failure::{Failure, Outcome, code};
 use crate::netlink::{CREATE, EXCLUSIVE, Message, Socket, attributes};
@@ -36,6 +37,7 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
@@ -82,6 +84,12 @@ pub(crate) fn host_name(network: &str, owner: &Attachment) -> String {
     let key =
         [network.as_bytes(), b"\0", owner.container.as_bytes(), b"\0", owner.ifname.as_bytes()].concat();
     format!("cb{:013x}", fnv(&key) >> 12)
+}
+
+/// Whether a link can be the host's end of a pod, by its name.
+pub(crate) fn is_host_name(name: &str) -> bool {
+    name.strip_prefix("cb")
+        .is_some_and(|hash| hash.len() == 13 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn link_message(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
@@ -137,6 +145,20 @@ impl Routes {
         Ok(found.iter().filter_map(|answer| parse_address(answer).and_then(on_link)).collect())
     }
 
+    /// The addresses of a link that are good beyond it, with their prefixes.
+    pub(crate) fn cidrs(&mut self, index: u32) -> Outcome<Vec<Cidr>> {
+        let found =
+            self.0.dump(&Message::new(RTM_GETADDR, 0, &AddressMessage::default(), "list addresses"))?;
+        let local = |ip: IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        let cidr = |answer: &Vec<u8>| match parse_address(answer)? {
+            (at, address) if at == index && !local(address) => {
+                Some(Cidr { address, length: *answer.get(1)? })
+            }
+            _ => None,
+        };
+        Ok(found.iter().filter_map(cidr).collect())
+    }
+
     /// All addresses of the namespace.
     pub(crate) fn all_addresses(&mut self) -> Outcome<HashSet<IpAddr>> {
         let found =
@@ -160,16 +182,28 @@ impl Routes {
         Ok(found.iter().filter_map(|b| parse_link(b)).filter(|link| link.master == bridge).count())
     }
 
+    /// The names of the links that are ports of a bridge.
+    pub(crate) fn port_names(&mut self, bridge: u32) -> Outcome<Vec<String>> {
+        let found = self.0.dump(&Message::new(RTM_GETLINK, 0, &LinkMessage::default(), "list links"))?;
+        let of_bridge =
+            found.iter().filter(|body| parse_link(body).is_some_and(|link| link.master == bridge));
+        let name = |body: &Vec<u8>| {
+            let (_, name) = attributes(body.get(LINK_HEADER..)?).find(|(kind, _)| *kind == IFLA_IFNAME)?;
+            Some(String::from_utf8_lossy(name).trim_end_matches('\0').to_owned())
+        };
+        Ok(of_bridge.filter_map(name).collect())
+    }
+
     /// The bridge, made if it is not there, up and with its gateway addresses.
     pub(crate) fn ensure_bridge(&mut self, config: &Config) -> Outcome<Link> {
         let name = &config.bridge;
         let found = match self.find(name)? {
-            Some(link) => link,
+            Some(link) => {
+                claim::check(config, self, &link)?;
+                link
+            }
             None => {
-                // written before the bridge is made, so that whoever cleans up knows whose it is
-                let path = made_here(config, name);
-                fs::write(&path, "")
-                    .map_err(|e| Failure::new(code::IO, format!("write {}", path.display()), e))?;
+                claim::take(config)?;
                 self.create_bridge(config)?;
                 let gone =
                     || Failure::plain(code::NETLINK, format!("bridge {name} vanished while it was made"));
@@ -297,7 +331,12 @@ pub(crate) fn enable_ipv6(link: &str) {
 
 /// The file that says that a bridge is of our making.
 pub(crate) fn made_here(config: &Config, bridge: &str) -> PathBuf {
-    config.data_dir.join(&config.name).join(format!("{MADE}{bridge}"))
+    config.data_dir.join(&config.name).join(note(bridge))
+}
+
+/// Its name in a network's directory.
+pub(crate) fn note(bridge: &str) -> String {
+    format!("{MADE}{bridge}")
 }
 
 const MADE: &str = "made-";

@@ -20,6 +20,7 @@
 mod audit;
 mod beside;
 mod cidr;
+mod claim;
 mod config;
 mod conntrack;
 mod failure;

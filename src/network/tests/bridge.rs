@@ -447,3 +447,37 @@ fn a_firewall_program_that_outlives_its_plugin_is_waited_for() {
     plugin.call("DEL", "c1", &ns).unwrap();
     clean_up(&plugin, &dir);
 }
+
+#[test]
+fn a_bridge_of_somebody_else_is_taken_only_when_nothing_on_it_is_in_the_way() {
+    if !private_nft("a_bridge_of_somebody_else_is_taken_only_when_nothing_on_it_is_in_the_way") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let [mine, theirs] = ["mine", "theirs"].map(|name| root.path().join(name));
+    let [a, b] = ["a", "b"].map(netns);
+    ip("link add corten9 type bridge");
+    ip("addr add 192.0.2.1/24 dev corten9");
+    let refused = |dir: &Path| {
+        let error = small(dir).call("ADD", "c1", &a).unwrap_err();
+        assert_eq!(error["code"], 7);
+        error["msg"].as_str().unwrap().to_owned()
+    };
+    let error = refused(&mine);
+    let words = "bridge corten9 was made by somebody else and has addresses already (192.0.2.1/24); network \"small\" \
+                 (10.9.0.0/29, fd00:9::/64) needs one of its own";
+    assert!(error.starts_with(words), "{error}");
+    assert!(!ip("addr show dev corten9").contains("10.9.0.1"));
+    // without a foreign address it is ours to use, not to remove
+    ip("addr del 192.0.2.1/24 dev corten9");
+    let plugin = small(&mine);
+    plugin.call("ADD", "c1", &a).unwrap();
+    plugin.call("ADD", "c2", &b).unwrap();
+    // another daemon with the same network would hand out the same addresses
+    let error = refused(&theirs);
+    assert!(error.contains("has a pod on it (link cb") && error.contains("10.9.0.1/29"), "{error}");
+    plugin.call("DEL", "c1", &a).unwrap();
+    plugin.call("DEL", "c2", &b).unwrap();
+    plugin.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
+    assert!(ip("link").contains("corten9"));
+}

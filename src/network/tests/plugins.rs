@@ -394,9 +394,10 @@ fn a_network_that_is_configured_no_more_gets_a_last_gc() {
             input(&node, "good.GC")["cni.dev/valid-attachments"][0]["containerID"],
             pod(1).pod.as_str()
         );
+        // with its last pod, not by the next sweep
         node.restarted().detach(&pod(1).pod).await.unwrap();
-        node.restarted().collect_garbage(&[]).await;
         assert_eq!(input(&node, "good.GC")["cni.dev/valid-attachments"], json!([]));
+        assert!(!node.settings.state_dir.join("networks").exists());
         std::fs::remove_file(node.path("good.GC")).unwrap();
         node.restarted().collect_garbage(&[]).await;
         assert!(!node.path("good.GC").exists() && node.path("next.GC").exists());
@@ -417,6 +418,32 @@ fn a_network_that_is_configured_no_more_gets_a_last_gc() {
             node.restarted().collect_garbage(&[]).await;
             assert_eq!(node.settings.state_dir.join("networks").exists(), remembered, "{code}");
         }
+    });
+}
+
+#[test]
+fn a_network_of_the_past_that_does_not_go_is_left_to_the_sweep() {
+    if !private("a_network_of_the_past_that_does_not_go_is_left_to_the_sweep") {
+        return;
+    }
+    let node = Node::bare();
+    recorder(&node, "good", "10.1.0.2/24");
+    let collected = node.path("collected");
+    let text = format!("[ $CNI_COMMAND = GC ] && echo >> {collected:?} && exit 1\nexit 1");
+    node.script("bad", &text);
+    node.configure("a.conflist", &chain("1.1.0", &["bad"]));
+    runtime().block_on(async {
+        node.network.attach(&pod(1)).await.unwrap_err();
+        // DEL fails as well: by hand
+        std::fs::remove_file(node.settings.state_dir.join(format!("{}.json", pod(1).pod))).unwrap();
+        node.configure("a.conflist", &chain("1.1.0", &["good"]).replace("fake", "other"));
+        let network = node.restarted();
+        for number in 2..5 {
+            network.attach(&pod(number)).await.unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&collected).unwrap().lines().count(), 1);
+        network.collect_garbage(&[2, 3, 4].map(|number| pod(number).pod)).await;
+        assert_eq!(std::fs::read_to_string(&collected).unwrap().lines().count(), 2);
     });
 }
 

@@ -435,3 +435,37 @@ fn another_firewall_program_replaces_the_rules_of_the_one_before() {
         assert_clean(&node);
     });
 }
+
+#[test]
+fn a_bridge_is_one_networks_and_free_when_its_last_pod_is_gone() {
+    if !private("a_bridge_is_one_networks_and_free_when_its_last_pod_is_gone") {
+        return;
+    }
+    let node = Node::bridged();
+    runtime().block_on(async {
+        node.network.attach(&pod(1)).await.unwrap();
+        node.reconfigure("\"pods\"", "\"renamed\"");
+        let error = node.network.attach(&pod(2)).await.unwrap_err().to_string();
+        let words = [
+            "bridge corten0",
+            "\"pods\" (10.88.0.1/16, fd00:88::1/64)",
+            "\"renamed\" (10.88.0.0/16, fd00:88::/64)",
+        ];
+        for word in words {
+            assert!(error.contains(word), "{word}: {error}");
+        }
+        assert_eq!(ip("-4 -o addr show dev corten0").lines().count(), 1);
+        node.network.detach(&pod(1).pod).await.unwrap();
+        // no sweep: what the old network had is gone as soon as the pod's link is, at the latest with the next pod
+        scene::eventually("the pod's link is gone", || !ip("link").contains(": cb"));
+        node.network.attach(&pod(2)).await.unwrap();
+        let networks = std::fs::read_dir(node.data_dir()).unwrap();
+        let networks: Vec<_> = networks.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(networks, ["renamed"]);
+        assert!(!all_rules().contains("pods"), "{}", all_rules());
+        node.reconfigure("corten0", "corten1");
+        node.network.detach(&pod(2).pod).await.unwrap();
+        node.network.collect_garbage(&[]).await;
+        assert_clean(&node);
+    });
+}
