@@ -8,16 +8,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::{cni, programs};
+use crate::{check_features, cni, programs};
 
+/// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Level {
+pub(crate) enum Level {
+    /// Works.
     Ok,
+    /// Works, but less.
     Warn,
+    /// Pods will not run.
     Fail,
 }
 
-type Finding = (Level, String);
+/// One line of the report.
+pub(crate) type Finding = (Level, String);
 
 /// The report, and whether pods can run.
 pub(crate) fn report(config: &Config) -> (String, bool) {
@@ -30,6 +35,7 @@ pub(crate) fn report(config: &Config) -> (String, bool) {
     findings.push(packet_filter(&search_path()));
     findings.extend(pod_network(config));
     findings.extend(directories(config));
+    findings.extend(check_features::findings(Path::new("/proc")));
     let usable = findings.iter().all(|(level, _)| *level != Level::Fail);
     let mut text = String::new();
     for (level, words) in findings {

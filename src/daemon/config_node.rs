@@ -220,7 +220,11 @@ mod tests {
     }
 
     fn script(path: &Path, text: &str, mode: u32) {
-        fs::write(path, text).expect("write");
+        // written by another process: a descriptor that a concurrent fork keeps open would make it "text busy"
+        let mut tee = Command::new("tee");
+        let mut tee = tee.arg(path).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("tee");
+        io::Write::write_all(&mut tee.stdin.take().expect("stdin"), text.as_bytes()).expect("write");
+        assert!(tee.wait().expect("wait").success());
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
     }
 

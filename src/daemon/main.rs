@@ -10,7 +10,7 @@
 //! | `instance` | the locks that keep a second daemon off the same directories; the socket |
 //! | `notify` | tells systemd that the daemon is ready |
 //! | `programs` | where corten-runtime and corten-bridge are |
-//! | `check` | says whether the node has what is needed |
+//! | `check`, `check_features` | says whether the node has what is needed |
 //! | `admin` | commands that ask the running daemon over CRI |
 //! | `cni` | the conflist that `corten` writes |
 
@@ -18,6 +18,7 @@
 
 mod admin;
 mod check;
+mod check_features;
 mod cni;
 mod config;
 mod config_keys;

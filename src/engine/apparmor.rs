@@ -40,7 +40,7 @@ impl AppArmor {
     /// This node's, with our profile loaded. Blocks. That it could not be loaded is logged here, and said to those who
     /// ask for it.
     pub(crate) fn open() -> AppArmor {
-        let apparmor = AppArmor::at(Path::new("/sys"), PROGRAMS.iter().map(PathBuf::from).collect());
+        let apparmor = AppArmor::of_node();
         if apparmor.enabled() {
             match apparmor.load_default() {
                 Ok(()) => tracing::info!(profile = DEFAULT, "AppArmor profile loaded"),
@@ -50,6 +50,11 @@ impl AppArmor {
             }
         }
         apparmor
+    }
+
+    /// This node's, as it is.
+    pub(crate) fn of_node() -> AppArmor {
+        AppArmor::at(Path::new("/sys"), PROGRAMS.iter().map(PathBuf::from).collect())
     }
 
     /// The AppArmor that a sysfs tells of, with a parser in one of these directories.
@@ -103,14 +108,34 @@ impl AppArmor {
         Ok(lists(&text, name))
     }
 
+    /// What a container would get that asks for our profile, for people. Nothing is changed. `Err`: why it is refused.
+    pub(crate) fn look(&self) -> std::result::Result<&'static str, String> {
+        if !self.enabled() {
+            return Ok("AppArmor: not active in this kernel; containers run without profiles");
+        }
+        match self.is_loaded(DEFAULT).map_err(|e| e.chain())? {
+            true => Ok("AppArmor: active, corten-default is loaded"),
+            // read it, and that is all
+            false => {
+                self.parse_default("--skip-kernel-load").map_err(|e| e.chain())?;
+                Ok("AppArmor: active, corten-default can be loaded; the daemon does when it starts")
+            }
+        }
+    }
+
     fn load_default(&self) -> Result<()> {
+        // what is loaded is replaced
+        self.parse_default("--replace")
+    }
+
+    fn parse_default(&self, how: &str) -> Result<()> {
         let failed =
             |e: io::Error| Error::because(Kind::Unavailable, format!("load AppArmor profile {DEFAULT}"), e);
         let parser = self.parser().map_err(failed)?;
         let text = profile(version(&parser).map_err(failed)?, &own_label());
         let mut child = Command::new(&parser)
-            // read stdin, leave the cache alone, replace what is loaded
-            .args(["--skip-cache", "--replace", "--quiet"])
+            // read stdin, leave the cache alone
+            .args(["--skip-cache", how, "--quiet"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -407,5 +432,15 @@ mod tests {
         child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn what_a_look_tells() {
+        let off = tempfile::tempdir().unwrap();
+        assert!(AppArmor::at(off.path(), Vec::new()).look().unwrap().contains("not active"));
+        let error = Scene::new("").apparmor().look().unwrap_err();
+        assert!(error.contains("there is no apparmor_parser"), "{error}");
+        let error = Scene::new("echo no such rule >&2; exit 1").apparmor().look().unwrap_err();
+        assert!(error.contains("corten-default"), "{error}");
     }
 }

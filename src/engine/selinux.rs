@@ -86,6 +86,26 @@ impl Selinux {
         self.root.join("enforce").exists()
     }
 
+    /// Whether containers are confined, for people. `Err`: which label the policy lacks, so that no pod starts.
+    pub(crate) fn look(&self) -> std::result::Result<String, String> {
+        if !self.enabled() {
+            return Ok("SELinux: not active in this kernel; labels are passed over".to_owned());
+        }
+        let level = "s0:c1,c2";
+        let none: [String; 4] = Default::default();
+        let confined = process(level, &none, None);
+        for label in [&confined, &unbound(&confined), &files(&confined)] {
+            self.check(label).map_err(|e| e.chain())?;
+        }
+        let enforcing = fs::read_to_string(self.root.join("enforce")).is_ok_and(|text| text.trim() == "1");
+        let mode = if enforcing { "enforcing" } else { "permissive: what it forbids is only logged" };
+        Ok(format!(
+            "SELinux: {mode}; the policy has {} (with the reference policy, as on Debian, confined containers need the \
+             module corten.cil as well)",
+            confined.kind
+        ))
+    }
+
     /// For the time in which a level is chosen for a pod and its pod made known.
     pub(crate) fn choosing(&self) -> MutexGuard<'_, ()> {
         self.choosing.lock().unwrap_or_else(PoisonError::into_inner)
@@ -464,6 +484,18 @@ mod tests {
                 level.strip_prefix("s0:").unwrap().split(',').map(|c| c[1..].parse().unwrap()).collect();
             prop_assert!(is_level(&level));
             prop_assert!(categories.len() == 2 && categories[0] < categories[1] && categories[1] < CATEGORIES);
+        }
+    }
+
+    #[test]
+    fn what_a_look_tells() {
+        let dir = tempfile::tempdir().unwrap();
+        let selinux = Selinux::at(dir.path());
+        assert!(selinux.look().unwrap().contains("not active"));
+        for (text, mode) in [("1", "SELinux: enforcing; "), ("0", "SELinux: permissive")] {
+            fs::write(dir.path().join("enforce"), text).unwrap();
+            let told = selinux.look().unwrap();
+            assert!(told.starts_with(mode) && told.contains("container_t"), "{told}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //! Readiness is waited for as systemd does: by the datagram.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -28,8 +28,10 @@ impl Node {
         let path = |name: &str| dir.path().join(name);
         let mut config = format!("state_dir = {:?}\nrun_dir = {:?}\n", path("state"), path("run"));
         // Nothing is run in these tests; the engine only copies the program.
-        fs::write(path("runtime"), "#!/bin/sh\necho corten-runtime\n").expect("write");
-        fs::set_permissions(path("runtime"), fs::Permissions::from_mode(0o755)).expect("chmod");
+        // written by another process: a descriptor that a concurrent fork keeps open would make it "text busy"
+        let script = "printf '#!/bin/sh\necho corten-runtime\n' > runtime && chmod 755 runtime";
+        let written = Command::new("sh").args(["-c", script]).current_dir(dir.path()).status().expect("sh");
+        assert!(written.success());
         config.push_str(&format!("runtime = {:?}\n", path("runtime")));
         config.push_str(settings);
         config.push_str(&format!(
