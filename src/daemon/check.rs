@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
-use crate::{check_features, cni, programs};
+use crate::{check_features, programs};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -214,37 +214,36 @@ fn packet_filter(path: &[PathBuf]) -> Finding {
 
 fn pod_network(config: &Config) -> Vec<Finding> {
     let network = &config.network;
-    let file = match cni::first_config(&network.config_dir) {
-        Ok(Some(file)) => file,
-        Ok(None) if network.builtin => {
-            return vec![(Level::Ok, "pod network: our bridge, written when the daemon starts".to_owned())];
-        }
-        Ok(None) => {
-            let words = format!(
-                "pod network: no CNI configuration in {}; install a network plugin, or run `corten network init`",
-                network.config_dir.display()
-            );
-            return vec![(Level::Warn, words)];
-        }
-        Err(error) => return vec![(Level::Fail, format!("pod network: {error:#}"))],
+    let (found, passed_over) = network::configured(&network.config_dir);
+    let Some(found) = found else {
+        let finding = match &passed_over[..] {
+            [] if network.builtin => {
+                (Level::Ok, "pod network: our bridge, written when the daemon starts".to_owned())
+            }
+            [] => {
+                let directory = network.config_dir.display();
+                let words = format!(
+                    "pod network: no CNI configuration in {directory}; install a network plugin, or run `corten network init`"
+                );
+                (Level::Warn, words)
+            }
+            why => (Level::Fail, format!("pod network: {}", why.join("; "))),
+        };
+        return vec![finding];
     };
-    let types = match cni::plugin_types(&file) {
-        Ok(types) => types,
-        Err(error) => return vec![(Level::Fail, format!("pod network: {error:#}"))],
-    };
+    let mut findings: Vec<Finding> =
+        passed_over.iter().map(|why| (Level::Warn, format!("pod network: passed over: {why}"))).collect();
     let directories: Vec<_> = network.bin_dirs.iter().cloned().chain(programs::directories()).collect();
     let missing: Vec<_> =
-        types.iter().filter(|t| !directories.iter().any(|d| d.join(t).is_file())).cloned().collect();
-    if missing.is_empty() {
-        vec![(Level::Ok, format!("pod network {} ({})", file.display(), types.join(", ")))]
+        found.types.iter().filter(|t| !directories.iter().any(|d| d.join(t).is_file())).cloned().collect();
+    let place = format!("pod network {:?} of {}", found.name, network.config_dir.display());
+    findings.push(if missing.is_empty() {
+        (Level::Ok, format!("{place} ({})", found.types.join(", ")))
     } else {
-        let words = format!(
-            "pod network {}: plugin {} is in none of the directories of network.bin_dirs",
-            file.display(),
-            missing.join(", ")
-        );
-        vec![(Level::Fail, words)]
-    }
+        let missing = missing.join(", ");
+        (Level::Fail, format!("{place}: plugin {missing} is in none of the directories of network.bin_dirs"))
+    });
+    findings
 }
 
 fn directories(config: &Config) -> Vec<Finding> {
@@ -338,5 +337,38 @@ mod tests {
         assert_eq!(packet_filter(&[dir.path().to_owned()]).0, Level::Warn);
         fs::write(dir.path().join("iptables"), "").expect("write");
         assert_eq!(packet_filter(&[dir.path().to_owned()]).0, Level::Ok);
+    }
+
+    #[test]
+    fn a_network_configuration_that_the_daemon_would_not_take_is_told() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("c.toml");
+        let net = dir.path().join("net.d");
+        fs::create_dir(&net).expect("mkdir");
+        fs::write(&file, format!("[network]\nconfig_dir = {net:?}\nbin_dirs = [{:?}]\n", dir.path()))
+            .expect("write");
+        let sources = crate::config::Sources { file: Some(file), ..Default::default() };
+        let config = crate::config::load(&sources).expect("loads").config();
+        fs::write(dir.path().join("there"), "").expect("write");
+        let list = |version: &str, name: &str, plugin: &str| {
+            format!(r#"{{"cniVersion": "{version}", {name} "plugins": [{{"type": "{plugin}"}}]}}"#)
+        };
+        for (text, level, words) in [
+            ("{".to_owned(), Level::Fail, "EOF while parsing"),
+            (list("9.9.9", r#""name": "n","#, "there"), Level::Fail, "it offers CNI 9.9.9"),
+            (list("1.0.0", "", "there"), Level::Fail, "name"),
+            (list("1.0.0", r#""name": "n","#, "absent"), Level::Fail, "plugin absent is in none"),
+            (list("1.0.0", r#""name": "n","#, "there"), Level::Ok, "pod network \"n\" of"),
+        ] {
+            fs::write(net.join("20.conflist"), text).expect("write");
+            let findings = pod_network(&config);
+            assert!(findings.len() == 1 && findings[0].0 == level, "{findings:?}");
+            assert!(findings[0].1.contains(words), "{words}: {findings:?}");
+        }
+        // the daemon takes the next
+        fs::write(net.join("10.conflist"), "{").expect("write");
+        let findings = pod_network(&config);
+        assert_eq!(findings.iter().map(|(level, _)| *level).collect::<Vec<_>>(), [Level::Warn, Level::Ok]);
+        assert!(findings[0].1.contains("10.conflist"), "{findings:?}");
     }
 }

@@ -309,6 +309,27 @@ impl Directory {
     }
 }
 
+/// The network that pods would be attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configured {
+    /// Its name.
+    pub name: String,
+    /// The plugins of its chain.
+    pub types: Vec<String>,
+}
+
+/// What a directory of configurations comes to, for those who only look: the default network, and for each file that
+/// is passed over a phrase that says why.
+pub fn configured(directory: &Path) -> (Option<Configured>, Vec<String>) {
+    let Found { default, complaints } = Directory::new(directory.to_owned()).look();
+    let types = |plugin: &Value| plugin["type"].as_str().unwrap_or_default().to_owned();
+    let configured = default.map(|network| Configured {
+        name: network.name.clone(),
+        types: network.plugins.iter().map(|plugin| types(&Value::Object(plugin.clone()))).collect(),
+    });
+    (configured, complaints)
+}
+
 fn extension(path: &Path) -> &str {
     path.extension().and_then(|e| e.to_str()).unwrap_or_default()
 }

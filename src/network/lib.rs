@@ -34,6 +34,7 @@ mod record;
 mod writer;
 
 pub use attachment::{Attached, Attachment, Dns, PortMapping, Protocol};
+pub use conflist::{Configured, configured};
 pub use error::{Error, Kind};
 pub use network::{Network, Settings};
 pub use writer::{BridgeNetwork, default_conflist};
