@@ -103,6 +103,16 @@ pub(crate) fn become_user(process: &Process, sets: &Sets) -> Result<()> {
     prctl::set_keep_capabilities(false).step("keep capabilities", "")
 }
 
+/// Give up all capabilities of this process, for good: for a child of the caller that needs none.
+pub fn give_up_rights() -> Result<()> {
+    let none = CapsHashSet::new();
+    bound(&none)?;
+    for which in [CapSet::Ambient, CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        set(which, &none)?;
+    }
+    Ok(())
+}
+
 /// Give up all rights but the ones of the config, and install the filter.
 pub(crate) fn apply_rights(process: &Process, sets: &Sets, filter: Option<&Filter>) -> Result<()> {
     let no_new_privs = process.no_new_privileges().unwrap_or(false);

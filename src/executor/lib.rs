@@ -56,6 +56,7 @@ use oci_spec::runtime as spec;
 use sys::cgroup::Cgroup;
 
 pub use create::create;
+pub use credentials::give_up_rights;
 pub use error::{Error, Kind, Result, errno_text};
 pub use exec::exec;
 pub use load::load;

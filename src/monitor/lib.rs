@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! protocol, frame   what is said          client      the daemon's side
-//! supervisor        the monitor's loop    sandbox     its namespaces (in a user namespace: owned), sysctls and PID reaper
+//! supervisor        the monitor's loop    sandbox     its namespaces (in a user namespace: owned), sysctls
+//! reaper            init of its PID namespace
 //! lines, log        CRI logs              record      exit records and pid files
 //! ```
 
@@ -16,6 +17,7 @@ mod exits;
 mod output;
 mod owned;
 mod peer;
+mod reaper;
 mod removal;
 mod requests;
 mod sandbox;

@@ -1,30 +1,21 @@
 //! What a pod's containers share: IPC and UTS namespaces, a PID namespace with its init, sysctls.
 //!
 //! The monitor *is* in the pod's IPC and UTS namespaces; containers join them by `/proc/<monitor>/ns/…`. It stays out of
-//! the pod's network namespace and off its PID namespace, whose init (the *reaper*) is a child of it: a copy of this
-//! process that reaps for ever, dies with the monitor, and shares nearly all of its memory with it. A pod may have all of these in
-//! a user namespace (module `owned`).
+//! the pod's network namespace and off its PID namespace, whose init is a child of it (module `reaper`). A pod may have all
+//! of these in a user namespace (module `owned`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::signal::{SigSet, Signal};
 use sys::process::{Clone, Side, clone3};
 
-use crate::protocol::Sandbox;
+use crate::protocol::{NETWORK_NAMESPACE_FD, Sandbox};
+use crate::reaper::{self, Reaper};
 use crate::{owned, record};
-
-/// Init of the pod's PID namespace.
-#[derive(Debug)]
-pub(crate) struct Reaper {
-    pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
-}
 
 /// Which namespace a sysctl belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +45,9 @@ pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, String> {
     if !sandbox.pid {
         return Ok(None);
     }
-    let reaper = match &user {
-        Some(user) => start_reaper_in(user),
-        None => start_reaper(),
-    };
-    let reaper = reaper.map_err(|e| format!("make the pod's PID namespace: {e}"))?;
+    let network = network_of(&sandbox)?;
+    let reaper = reaper::start(user.as_ref(), network.as_ref())
+        .map_err(|e| format!("make the pod's PID namespace: {e}"))?;
     let start =
         sys::process::start_time(reaper.pid).map_err(|e| format!("read the reaper's start time: {e}"))?;
     record::write_pid(&dir.join("reaper.pid"), reaper.pid, start)
@@ -66,102 +55,11 @@ pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, String> {
     Ok(Some(reaper))
 }
 
-fn start_reaper() -> io::Result<Reaper> {
-    let (mut reader, writer) = io::pipe()?;
-    match clone3(Clone { namespaces: libc::CLONE_NEWPID, ..Clone::default() })? {
-        Side::Parent { pid, pidfd } => {
-            drop(writer);
-            // Its byte, then the end: it will die with us, and holds nothing of ours.
-            let mut told = Vec::new();
-            reader.read_to_end(&mut told)?;
-            if told.is_empty() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(Reaper { pid, pidfd }) }
-        }
-        Side::Child => {
-            drop(reader);
-            reap_for_ever(&writer);
-            sys::process::exit_now(1)
-        }
-    }
-}
-
-/// The same in a user namespace: only a process in it can make a PID namespace that belongs to it, so another bears the reaper.
-fn start_reaper_in(user: &OwnedFd) -> io::Result<Reaper> {
-    let (mut reader, writer) = io::pipe()?;
-    let (mut born, bear) = io::pipe()?;
-    let bearer = match clone3(Clone::default())? {
-        Side::Parent { pid, .. } => pid,
-        Side::Child => {
-            drop((reader, born));
-            // these need the node's rights
-            let _ = rewrite_arguments(REAPER_TITLE);
-            let _ = sys::prctl::set_dumpable(false);
-            match bear_reaper(user) {
-                Ok(Side::Child) => {
-                    drop(bear);
-                    reap_for_ever(&writer);
-                    sys::process::exit_now(1)
-                }
-                Ok(Side::Parent { pid, .. }) => {
-                    let _ = (&bear).write_all(pid.to_string().as_bytes());
-                    sys::process::exit_now(0)
-                }
-                Err(e) => {
-                    let _ = (&bear).write_all(e.to_string().as_bytes());
-                    sys::process::exit_now(1)
-                }
-            }
-        }
-    };
-    drop((writer, bear));
-    let (mut pid, mut told) = (String::new(), Vec::new());
-    born.read_to_string(&mut pid)?;
-    sys::process::wait(bearer, true)?;
-    let pid: i32 = pid.parse().map_err(|_| io::Error::other(pid))?;
-    let pidfd = sys::process::pidfd_open(pid)?;
-    reader.read_to_end(&mut told)?;
-    if told.is_empty() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(Reaper { pid, pidfd }) }
-}
-
-fn bear_reaper(user: &OwnedFd) -> io::Result<Side> {
-    sys::user_namespace::enter(user.as_fd())?;
-    sys::user_namespace::become_root()?;
-    clone3(Clone { namespaces: libc::CLONE_NEWPID, as_sibling: true, cgroup: None })
-}
-
-const REAPER_TITLE: &str = "corten-reaper";
-
-/// Init of the pod's PID namespace: orphans of all containers come here. It handles no signal, so only the kernel,
-/// its monitor and the node's root can end it, and with it everything in the namespace.
-fn reap_for_ever(mut ready: &io::PipeWriter) {
-    let _ = nix::sys::prctl::set_name(c"corten-reaper");
-    let _ = rewrite_arguments(REAPER_TITLE);
-    // From here on the monitor's end is told by a signal; one that came before, by nobody reading.
-    let dies_with_it =
-        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_ok() && ready.write_all(b"+").is_ok();
-    if !dies_with_it || sys::inherit::close_all().is_err() {
-        return;
-    }
-    let children = SigSet::from(Signal::SIGCHLD);
-    loop {
-        while let Ok(Some(_)) = sys::process::wait_any() {}
-        // SIGCHLD is blocked: one that came since is still pending.
-        let _ = children.wait();
-    }
-}
-
-/// Give this process another command line: the containers of the pod see it, and ours names paths of the node. The kernel shows
-/// the memory between two addresses that it tells in fields 48 and 49 of /proc/self/stat.
-fn rewrite_arguments(title: &str) -> io::Result<()> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let after_name = stat.rsplit(") ").next().unwrap_or_default();
-    let mut fields = after_name.split(' ').skip(45).map_while(|field| field.parse::<u64>().ok());
-    let (Some(start), Some(end)) = (fields.next(), fields.next()) else {
-        return Err(io::ErrorKind::InvalidData.into());
-    };
-    let room = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
-    let mut text = title.as_bytes()[..title.len().min(room)].to_vec();
-    text.resize(room, 0);
-    fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&text, start)
+/// The pod's network namespace; `None`: the node's.
+fn network_of(sandbox: &Sandbox) -> Result<Option<OwnedFd>, String> {
+    let held = || PathBuf::from(format!("/proc/self/fd/{NETWORK_NAMESPACE_FD}"));
+    let path = sandbox.netns.clone().or_else(|| sandbox.own_network.then(held));
+    path.map(|path| open_network(&path).map(OwnedFd::from)).transpose()
 }
 
 // ---- sysctls
@@ -269,9 +167,12 @@ fn in_netns(netns: &Path, sysctls: &BTreeMap<String, &str>) -> Result<(), String
     }
 }
 
+fn open_network(netns: &Path) -> Result<File, String> {
+    File::open(netns).map_err(|e| format!("open network namespace {}: {e}", netns.display()))
+}
+
 fn enter(netns: &Path) -> Result<(), String> {
-    let file = File::open(netns).map_err(|e| format!("open network namespace {}: {e}", netns.display()))?;
-    setns(file, CloneFlags::CLONE_NEWNET)
+    setns(open_network(netns)?, CloneFlags::CLONE_NEWNET)
         .map_err(|e| format!("enter network namespace {}: {e}", netns.display()))
 }
 

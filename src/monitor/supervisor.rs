@@ -31,8 +31,9 @@ use crate::events::{Event, Events, Key, Source, Timer};
 use crate::output::Buffers;
 use crate::peer::{Heard, Peer, Sent};
 use crate::protocol::{Failure, Reply};
+use crate::reaper::Reaper;
 use crate::record;
-use crate::sandbox::{self, Reaper};
+use crate::sandbox;
 use crate::session::Session;
 
 /// How long a client may take to say its request.

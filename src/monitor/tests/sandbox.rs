@@ -127,6 +127,105 @@ fn a_pod_in_a_user_namespace() {
     assert!(!lives(reaper));
 }
 
+/// What a container that may trace sees of process 1, one `name: text` a line.
+const LOOK_AT_ONE: &str = "cd /proc/1; \
+    echo root: $(ls -A root/); echo cwd: $(readlink cwd); echo mounts: $(cat mountinfo); echo fds: $(ls fd); \
+    echo environ: $(tr -d '\\0' < environ); echo cmdline: $(tr -d '\\0' < cmdline); \
+    echo caps: $(grep -h -E '^Cap|^NoNew' status | cut -f2); \
+    touch root/x 2>/dev/null && echo written; echo looked: $(readlink ns/mnt | cut -d: -f1)";
+
+/// Run [`LOOK_AT_ONE`] in a container of a pod with these capabilities.
+fn look_at_one(pod: &Pod, user: &[serde_json::Value], capabilities: &[&str]) -> String {
+    let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0;
+    let mut made = pod.bundle(&["/bin/sh", "-c", LOOK_AT_ONE]);
+    let mut namespaces =
+        vec![json!({ "type": "pid", "path": format!("/proc/{reaper}/ns/pid") }), json!({ "type": "mount" })];
+    namespaces.extend_from_slice(user);
+    made.bundle.set("linux", "namespaces", json!(namespaces));
+    let all = json!({ "bounding": capabilities, "effective": capabilities, "permitted": capabilities });
+    made.bundle.set("process", "capabilities", all);
+    pod.start(&made);
+    pod.exit(&made.id);
+    joined(&made.log, "stdout")
+}
+
+fn named<'a>(text: &'a str, name: &str) -> &'a str {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("{name} in {text}")).trim()
+}
+
+/// The one mount of a mountinfo is a root that nothing can be written to.
+fn assert_empty_root(mounts: &str) {
+    assert!(mounts.matches(" - tmpfs ").count() == 1 && mounts.matches(" - ").count() == 1, "{mounts}");
+    assert!(mounts.contains(" / / ro,"), "{mounts}");
+}
+
+/// What one that may not trace sees: mountinfo is everybody's.
+fn assert_sees_nothing(text: &str) {
+    for name in ["looked", "fds", "environ", "root"] {
+        assert_eq!(named(text, name), "", "{name} in {text}");
+    }
+    assert_empty_root(named(text, "mounts"));
+}
+
+#[test]
+fn the_reaper_shows_nothing_of_the_node() {
+    needs_root!("the_reaper_shows_nothing_of_the_node");
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
+        tell.send(nix::unistd::gettid().as_raw()).expect("tell");
+        let _ = held.recv();
+    });
+    let tid = told.recv().expect("tid");
+    let netns = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+    let pod = Pod::with(json!({ "version": 1, "ipc": true, "pid": true, "netns": netns })).expect("monitor");
+    let text = look_at_one(&pod, &[], &["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"]);
+    // it was really allowed to look
+    assert_eq!(named(&text, "looked"), "mnt", "{text}");
+    for (name, nothing) in [("root", ""), ("cwd", "/"), ("fds", ""), ("environ", "")] {
+        assert_eq!(named(&text, name), nothing, "{name} in {text}");
+    }
+    assert_eq!(named(&text, "cmdline"), "corten-reaper");
+    assert_empty_root(named(&text, "mounts"));
+    assert!(!text.contains("written"), "{text}");
+    let none = "0000000000000000 ".repeat(5);
+    assert_eq!(named(&text, "caps"), format!("{none}1"), "{text}");
+    let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0 as u32;
+    assert_eq!(
+        namespace(reaper, "net"),
+        fs::read_link(&netns).expect("netns").to_string_lossy(),
+        "its network is the pod's"
+    );
+    // and one that may not trace sees nothing at all
+    let text = look_at_one(&pod, &[], &[]);
+    assert_sees_nothing(&text);
+    pod.shut_down();
+    drop(hold);
+    thread.join().expect("thread");
+}
+
+#[test]
+fn the_reaper_of_a_user_namespace_cannot_be_looked_at() {
+    needs_root!("the_reaper_of_a_user_namespace_cannot_be_looked_at");
+    let range = json!([{ "inside": 0, "outside": 100_000, "length": 65_536 }]);
+    let maps = json!({ "uids": range, "gids": range });
+    let pod = Pod::with(json!({ "version": 1, "ipc": true, "pid": true, "own_network": true, "user": maps }))
+        .expect("monitor");
+    let user = format!("/proc/{}/fd/{}", pod.monitor_pid(), monitor::protocol::USER_NAMESPACE_FD);
+    let all = ["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"];
+    let text = look_at_one(&pod, &[json!({ "type": "user", "path": user })], &all);
+    assert_sees_nothing(&text);
+    let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0;
+    let mounts = fs::read_to_string(format!("/proc/{reaper}/mountinfo")).expect("mountinfo");
+    assert_empty_root(&mounts);
+    let held =
+        fs::read_link(format!("/proc/{}/fd/{}", pod.monitor_pid(), monitor::protocol::NETWORK_NAMESPACE_FD));
+    assert_eq!(namespace(reaper as u32, "net"), held.expect("held").to_string_lossy());
+    pod.shut_down();
+}
+
 /// The disk of its own log may be the full one that it complains of.
 #[test]
 fn a_complaint_that_cannot_be_written_is_no_end() {
