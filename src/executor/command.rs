@@ -1,11 +1,14 @@
 //! The program: found as a shell finds it, started, and when that fails the reason in words that tell the cases apart.
 
 use std::ffi::CString;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use oci::environment;
 use oci_spec::runtime::Process;
 
 use crate::error::{Error, Kind, Result, errno_text};
@@ -19,8 +22,9 @@ pub(crate) struct Command {
     env: Vec<CString>,
 }
 
-fn text(value: &str) -> Result<CString> {
-    CString::new(value).map_err(|_| Error::invalid("exec", value, "a zero byte in it"))
+fn text(value: &[u8]) -> Result<CString> {
+    CString::new(value)
+        .map_err(|_| Error::invalid("exec", String::from_utf8_lossy(value), "a zero byte in it"))
 }
 
 fn cannot(program: &str, cause: impl std::fmt::Display) -> Error {
@@ -31,27 +35,35 @@ fn cannot(program: &str, cause: impl std::fmt::Display) -> Error {
 pub(crate) fn find(process: &Process) -> Result<Command> {
     let args = process.args().as_deref().unwrap_or_default();
     let name = args.first().ok_or_else(|| Error::invalid("exec", "", "process.args is empty"))?;
-    let mut env: Vec<String> = process.env().clone().unwrap_or_default();
-    if !env.iter().any(|e| e.starts_with("HOME=") && e != "HOME=") {
-        env.push(format!("HOME={}", home(process.user().uid())));
+    let mut env = environment(process)?;
+    if !env.iter().any(|e| e.starts_with(b"HOME=") && e != b"HOME=") {
+        env.push(format!("HOME={}", home(process.user().uid())).into_bytes());
     }
     let path = if name.contains('/') { PathBuf::from(name) } else { search(name, &env)? };
     Ok(Command {
-        program: text(path.to_str().unwrap_or(name))?,
+        program: text(path.as_os_str().as_bytes())?,
         path,
-        args: args.iter().map(|a| text(a)).collect::<Result<_>>()?,
+        args: args.iter().map(|a| text(a.as_bytes())).collect::<Result<_>>()?,
         env: env.iter().map(|e| text(e)).collect::<Result<_>>()?,
     })
 }
 
-fn search(name: &str, env: &[String]) -> Result<PathBuf> {
+/// As the process is to have it: in the config what is not UTF-8 stands otherwise.
+fn environment(process: &Process) -> Result<Vec<Vec<u8>>> {
+    let bytes = |entry: &String| environment::bytes(entry).map(|bytes| bytes.into_owned());
+    let zero = |entry: &String| Error::invalid("exec", entry, "a zero byte in it");
+    process.env().iter().flatten().map(|entry| bytes(entry).ok_or_else(|| zero(entry))).collect()
+}
+
+fn search(name: &str, env: &[Vec<u8>]) -> Result<PathBuf> {
     if name.is_empty() {
         return Err(cannot(name, "the name of the program is empty"));
     }
-    let path = env.iter().rev().find_map(|e| e.strip_prefix("PATH=")).unwrap_or("");
+    let path = env.iter().rev().find_map(|e| e.strip_prefix(b"PATH=")).unwrap_or(b"");
     let mut denied = false;
-    for directory in path.split(':') {
-        let candidate = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+    for directory in path.split(|byte| *byte == b':') {
+        let directory = if directory.is_empty() { b"." } else { directory };
+        let candidate = Path::new(OsStr::from_bytes(directory)).join(name);
         match fs::metadata(&candidate) {
             Ok(found) if found.is_file() && found.permissions().mode() & 0o111 != 0 => return Ok(candidate),
             Ok(found) if found.is_file() => denied = true,
@@ -124,7 +136,7 @@ mod tests {
 
     #[test]
     fn programs_are_found_in_path() {
-        let env = |path: &str| [format!("PATH={path}")];
+        let env = |path: &str| [format!("PATH={path}").into_bytes()];
         assert_eq!(search("sh", &env("/nonexistent:/bin")).unwrap(), Path::new("/bin/sh"));
         let error = search("no-such-thing", &env("/bin")).unwrap_err();
         assert_eq!(error.to_string(), "exec \"no-such-thing\": executable file not found in $PATH");

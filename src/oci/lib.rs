@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod digest;
+pub mod environment;
 pub mod id;
 pub mod id_map;
 pub mod media;

@@ -13,7 +13,7 @@ use oci_spec::runtime::{
     Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec,
 };
 
-use crate::IdMaps;
+use crate::{IdMaps, environment};
 
 /// What is wrong with a config.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,9 +77,13 @@ pub fn check(spec: &Spec) -> Result<(), Problem> {
 pub fn check_process(process: &Process) -> Result<(), Problem> {
     demand(process.args().as_ref().is_some_and(|a| !a.is_empty()), "process.args", "is empty")?;
     demand(process.cwd().is_absolute(), "process.cwd", "must be an absolute path")?;
-    let env = process.env().iter().flatten();
-    for text in process.args().iter().flatten().chain(env) {
-        demand(!text.contains('\0'), "process", "a zero byte in args or env")?;
+    for text in process.args().iter().flatten() {
+        demand(!text.contains('\0'), "process.args", "a zero byte")?;
+    }
+    for text in process.env().iter().flatten() {
+        let name = text.split(['=', '\0']).next().unwrap_or_default();
+        let field = || format!("process.env {name}");
+        environment::bytes(text).ok_or_else(|| invalid(field(), "a zero byte"))?;
     }
     refuse(process.command_line().is_some(), "process.commandLine", "Windows only")?;
     refuse(process.io_priority().is_some(), "process.ioPriority", "I/O priorities are not set yet")?;
@@ -293,6 +297,7 @@ mod tests {
     fn a_plain_config_passes() {
         parse(|_| ()).unwrap();
         parse(|j| j["hostname"] = "box".into()).unwrap();
+        parse(|j| j["process"]["env"] = serde_json::json!(["A=b", "B=\0ff"])).unwrap();
         parse(|j| j["linux"]["sysctl"] = serde_json::json!({"kernel.shmmax": "1"})).unwrap();
         let maps = serde_json::json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
         parse(|j| {
@@ -305,7 +310,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let table: [(&str, Change); 21] = [
+        let table: [(&str, Change); 24] = [
             ("process.user", |j| j["process"]["user"]["uid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["gid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["additionalGids"] = serde_json::json!([1, u32::MAX])),
@@ -339,6 +344,9 @@ mod tests {
             ("linux.cgroupsPath", |j| j["linux"]["cgroupsPath"] = "a.slice:b:c".into()),
             ("linux.intelRdt", |j| j["linux"]["intelRdt"] = serde_json::json!({})),
             ("process.args", |j| j["process"]["args"] = serde_json::json!([])),
+            ("process.args", |j| j["process"]["args"] = serde_json::json!(["a\0"])),
+            ("process.env A", |j| j["process"]["env"] = serde_json::json!(["A=b\0"])),
+            ("process.env A", |j| j["process"]["env"] = serde_json::json!(["A=\0no digits"])),
             ("process.cwd", |j| j["process"]["cwd"] = "tmp".into()),
             ("process.scheduler", |j| {
                 j["process"]["scheduler"] = serde_json::json!({"policy": "SCHED_FIFO"})

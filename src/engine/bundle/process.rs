@@ -114,20 +114,18 @@ fn environment(
             env.push(entry);
         }
     };
+    if let Some(entry) = image.env.iter().find(|entry| entry.contains('\0')) {
+        return invalid(format!("the image's environment variable {} has a zero byte", name(entry)));
+    }
     image.env.iter().cloned().for_each(&mut put);
     for (name, value) in &config.envs {
         if name.is_empty() || name.contains(['=', '\0']) {
             return invalid(format!("{name:?} cannot be the name of an environment variable"));
         }
-        let Ok(value) = std::str::from_utf8(value) else {
-            let text =
-                format!("environment variable {name}: a value that is not UTF-8 cannot stand in config.json");
-            return Err(Error::new(Kind::Unsupported, text));
-        };
-        if value.contains('\0') {
+        if value.contains(&0) {
             return invalid(format!("environment variable {name} has a zero byte"));
         }
-        put(format!("{name}={value}"));
+        put(oci::environment::entry(name, value));
     }
     Ok(env)
 }
@@ -251,6 +249,16 @@ mod tests {
         assert_eq!(bad(json!([["A=B", [50]]])), Kind::Invalid);
         assert_eq!(bad(json!([["", [50]]])), Kind::Invalid);
         assert_eq!(bad(json!([["A", [0]]])), Kind::Invalid);
-        assert_eq!(bad(json!([["A", [255]]])), Kind::Unsupported);
+        let image = ImageConfig { env: vec!["A=\0ff".into()], ..ImageConfig::default() };
+        let error = environment(&config(json!({})), &image, &User::default(), "h").unwrap_err();
+        assert_eq!(error.kind, Kind::Invalid);
+    }
+
+    #[test]
+    fn values_that_are_not_text_keep_their_place() {
+        let image = ImageConfig { env: vec!["B=1".into()], ..ImageConfig::default() };
+        let config = config(json!({"envs": [["A", [255, 254]], ["B", [128]], ["C", [99]], ["A", [254]]]}));
+        let env = environment(&config, &image, &User::default(), "h").unwrap();
+        assert_eq!(env[2..], ["B=\080", "A=\0fe", "C=c"]);
     }
 }

@@ -138,6 +138,29 @@ async fn large_environments_and_odd_signals() {
     assert_eq!(engine.container_status(id.as_str()).unwrap().stop_signal, 37);
     engine.stop_container(id.as_str(), Duration::from_secs(600)).await.unwrap();
     assert_eq!(node.ended(&engine, &id).await.0, 5);
+    // values need not be text; the name that the image has as well stands once
+    let script = "printf %s \"$BYTES$FROM_IMAGE\" | od -An -tx1; sleep 1000";
+    let mut config = node.container("b", script);
+    let bytes = |text: &[u8]| text.to_vec();
+    config.envs =
+        vec![("BYTES".to_owned(), bytes(b"\xff\x01\xfe")), ("FROM_IMAGE".to_owned(), bytes(b"\x80"))];
+    let id = engine.create_container(pod.as_str(), config.clone()).await.unwrap();
+    engine.start_container(id.as_str()).await.unwrap();
+    eventually("it has told", || node.log("p", "b") == " ff 01 fe 80\n").await;
+    engine.drain().await;
+    drop(engine);
+    let engine = node.open().await;
+    let show = ["/bin/sh", "-c", "printf %s \"$BYTES\" | od -An -tx1"].map(str::to_owned).to_vec();
+    let out = engine.exec_sync(id.as_str(), show, Duration::ZERO).await.unwrap();
+    assert_eq!(out.stdout, b" ff 01 fe\n", "{out:?}");
+    // the same again, and one that differs in a byte
+    assert_eq!(engine.create_container(pod.as_str(), config.clone()).await.unwrap(), id);
+    config.envs[0].1[2] = 0xfd;
+    let error = engine.create_container(pod.as_str(), config).await.unwrap_err();
+    assert_eq!(error.kind, engine::Kind::Exists, "{}", error.chain());
+    let verbose = engine.verbose_container(id.as_str()).await.unwrap();
+    let info: serde_json::Value = serde_json::from_str(&verbose["info"]).unwrap();
+    assert!(info["runtimeSpec"]["process"]["env"].to_string().contains("BYTES="), "{info}");
     // one that the kernel cannot be given
     let mut config = node.container("d", "true");
     config.envs = vec![("TOO_LONG".to_owned(), vec![b'x'; 200_000])];

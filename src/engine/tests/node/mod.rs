@@ -349,7 +349,7 @@ fn layer() -> Vec<u8> {
     let mut files = BTreeSet::new();
     for program in [
         "sh", "sleep", "cat", "true", "id", "ls", "env", "touch", "head", "hostname", "tail", "stat", "dd",
-        "mkdir", "mount", "stty", "seq",
+        "mkdir", "mount", "stty", "seq", "od",
     ] {
         let path = format!("/bin/{program}");
         for word in

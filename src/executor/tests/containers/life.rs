@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("life::what_cannot_be_run_is_told_apart", what_cannot_be_run_is_told_apart),
     ("life::exec_is_in_the_same_place", exec_is_in_the_same_place),
     ("life::exec_with_a_process_of_its_own", exec_with_a_process_of_its_own),
+    ("life::environments_of_bytes", environments_of_bytes),
     ("life::exec_in_an_ended_container", exec_in_an_ended_container),
     ("life::exec_of_nothing", exec_of_nothing),
     ("life::a_terminal", a_terminal),
@@ -120,6 +121,28 @@ fn exec_is_in_the_same_place() {
     let code = bundle.exec_args(&container, &["sh", "-c", "exit 9"]).unwrap().code;
     assert_eq!(code, 9);
     end(&container);
+}
+
+fn environments_of_bytes() {
+    let show = "cat /proc/self/environ | tr '\\0' '\\n' | grep -a '^[AB]=' | od -An -tx1";
+    let mut bundle = Bundle::new(&format!("{show}; sleep 1000"));
+    let entries = [oci::environment::entry("A", b"\xff=\x01\n\xfe"), "B=1".to_owned()];
+    bundle.config["process"]["env"] = json!(["PATH=/usr/bin:/bin", entries[0], entries[1]]);
+    let (container, output) = bundle.start().unwrap();
+    let exec = bundle.exec_args(&container, &["/bin/sh", "-c", show]).unwrap();
+    let want = "41 3d ff 3d 01 0a 42 3d 31 0a";
+    // a line ends at its newline, so the rest of A is one that does not begin with a name
+    assert_eq!(exec.text(), want, "{exec:?}");
+    end(&container);
+    let mut out = Vec::new();
+    std::io::Read::read_to_end(&mut std::fs::File::from(output), &mut out).unwrap();
+    assert_eq!(String::from_utf8_lossy(&out).trim(), want);
+    for wrong in ["A=b\0", "A=\0zz", "\0ff"] {
+        bundle.config["process"]["env"] = json!([wrong]);
+        let error = bundle.run().unwrap_err();
+        assert_eq!(error.kind, executor::Kind::Invalid, "{error}");
+        assert!(error.to_string().contains("process.env"), "{error}");
+    }
 }
 
 fn exec_with_a_process_of_its_own() {
