@@ -43,7 +43,8 @@ const PROGRAMS: [(&str, &str, bool); 3] =
     [("daemon", "corten", false), ("monitor", "corten-runtime", true), ("network", "corten-bridge", true)];
 
 /// The programs of the e2e crate.
-pub(crate) const SUITES: &[&str] = &["bench", "churn", "cli-suite", "critest-suite", "kubelet-suite"];
+pub(crate) const SUITES: &[&str] =
+    &["beyond-suite", "bench", "churn", "cli-suite", "critest-suite", "kubelet-suite"];
 
 /// Build corten, corten-runtime and corten-bridge; the folder that they are in.
 pub(crate) fn build(profile: Profile) -> Result<PathBuf> {

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | lint | format, clippy, the programs' linking | this machine |
 //! | unit | `cargo test` of the workspace | this machine |
+//! | beyond | what critest leaves out (`e2e/beyond`) | a node with our bridge (this machine's cgroups), the uml VM (cgroup v2), the qemu VM (cgroup v2 with every controller, SCTP) |
 //! | cli, critest, kubelet, churn | real clients on a node (`e2e/`) | a node with our bridge; critest also with the official plugins, in parallel and by WebSocket; critest and kubelet also in the VM (cgroup v2, AppArmor), critest's SELinux specs in one with SELinux |
 //!
 //! A suite on a node is a program that prints `PASS`, `FAIL` and `SKIP` lines; the node adds the leak check, which is one
@@ -38,8 +39,9 @@ const LIMIT: &str = "1500";
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
 /// The suites on nodes, in the order in which they run: what says most in least time comes first.
-const ON_NODES: [OnNode; 10] = [
+const ON_NODES: [OnNode; 13] = [
     on_bridge("cli", &["cli-suite"]),
+    on_bridge("beyond", &["beyond-suite"]),
     on_bridge("critest", &["critest-suite"]),
     OnNode {
         environment: "our bridge, parallel",
@@ -57,6 +59,12 @@ const ON_NODES: [OnNode; 10] = [
     on_bridge("kubelet", &["kubelet-suite", "kubelet"]),
     on_bridge("churn", &["churn", BUSYBOX]),
     in_vm("critest", &["critest-suite"]),
+    in_vm("beyond", &["beyond-suite", "--own-kernel"]),
+    OnNode {
+        environment: "qemu VM",
+        vm: Some(("qemu", "none")),
+        ..in_vm("beyond", &["beyond-suite", "--own-kernel"])
+    },
     OnNode {
         environment: "uml VM, SELinux",
         vm: Some(("uml", "selinux")),

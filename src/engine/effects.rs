@@ -250,9 +250,10 @@ async fn change_limits(ctx: &Context, link: Option<Link>, change: &Change) -> Re
 
 /// A limit below what is in use and cannot be dropped would have the kernel kill for it (v2), or be refused by it (v1).
 async fn above_use(change: &Change) -> Result<()> {
-    let Some(limit) = u64::try_from(change.asked.memory_limit).ok().filter(|limit| *limit > 0) else {
-        return Ok(());
-    };
+    let plain = u64::try_from(change.asked.memory_limit).ok().filter(|limit| *limit > 0);
+    // it wins over the field
+    let unified = change.asked.unified.get("memory.max").map(|text| text.trim().parse().ok());
+    let Some(limit) = unified.unwrap_or(plain) else { return Ok(()) };
     let cgroup = sys::cgroup::Cgroup::new(change.cgroup.clone());
     let used = blocking(move || cgroup.usage()).await;
     let used = used.map_err(|e| Error::because(Kind::Internal, "read what the container uses", e))?;

@@ -147,11 +147,11 @@ pub(crate) fn root_of(config: &PodConfig) -> (u32, u32) {
 
 /// Only sysctls of namespaces that the pod has of its own: the others would change the node.
 fn check_sysctl(config: &PodConfig, name: &str) -> Result<()> {
-    // as the kubelet knows them; of those that are none the monitor says so
-    let ipc = name == "kernel.sem"
-        || ["kernel.msg", "kernel.shm", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix));
-    let net = name.starts_with("net.");
-    let uts = ["kernel.domainname"].contains(&name);
+    // as the kubelet knows them, with dots or slashes; of those that are none the monitor says so
+    let path = monitor::sysctl_path(name).unwrap_or_default();
+    let ipc = path == "kernel/sem"
+        || ["kernel/msg", "kernel/shm", "fs/mqueue/"].iter().any(|prefix| path.starts_with(prefix));
+    let (net, uts) = (is_net_sysctl(name), path == "kernel/domainname");
     let refuse = |why: &str| Err(Error::new(Kind::Invalid, format!("sysctl {name}: {why}")));
     match (net, ipc, uts) {
         (true, _, _) if !own_network(config) => refuse("the pod uses the node's network"),
@@ -317,17 +317,22 @@ fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
 /// Those that the monitor sets. In a user namespace the network's are set when its interfaces are there, which is after the
 /// monitor was started.
 fn monitors_sysctls(config: &PodConfig) -> crate::config::Strings {
-    let wanted = |name: &str| !name.starts_with("net.") || config.namespaces.user.is_none();
+    let wanted = |name: &str| !is_net_sysctl(name) || config.namespaces.user.is_none();
     config.sysctls.iter().filter(|(name, _)| wanted(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
 fn net_sysctls(config: &PodConfig) -> bool {
-    config.sysctls.keys().any(|name| name.starts_with("net."))
+    config.sysctls.keys().any(|name| is_net_sysctl(name))
+}
+
+/// Whether it belongs to a network namespace.
+fn is_net_sysctl(name: &str) -> bool {
+    monitor::sysctl_path(name).is_some_and(|path| path.starts_with("net/"))
 }
 
 /// Set the sysctls of a network namespace from inside it, when the pod's interfaces are there.
 async fn set_net_sysctls(record: &PodRecord, netns: &Path) -> Result<()> {
-    let named = record.config.sysctls.iter().filter(|(name, _)| name.starts_with("net."));
+    let named = record.config.sysctls.iter().filter(|(name, _)| is_net_sysctl(name));
     let wanted: Vec<(String, String)> = named.map(|(k, v)| (k.clone(), v.clone())).collect();
     let netns = netns.to_owned();
     let set = move || {

@@ -1,5 +1,7 @@
 //! The server on a real socket, with a real (empty) engine behind it, spoken to by the generated client.
 
+#[path = "serve/lists.rs"]
+mod lists;
 #[path = "serve/requests.rs"]
 mod requests;
 
@@ -50,7 +52,11 @@ async fn engine(dir: &Path) -> Engine {
 }
 
 async fn node() -> Node {
-    let dir = tempfile::tempdir().expect("a scratch directory");
+    node_in(tempfile::tempdir().expect("a scratch directory")).await
+}
+
+/// A node of what is in a directory.
+async fn node_in(dir: TempDir) -> Node {
     let engine = engine(dir.path()).await;
     let socket = dir.path().join("corten.sock");
     let listener = UnixListener::bind(&socket).expect("a socket");

@@ -172,6 +172,43 @@ async fn large_environments_and_odd_signals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_belongs_to_whom_it_is_to() {
+    if !private("a_device_belongs_to_whom_it_is_to") {
+        return;
+    }
+    let node = Node::new().await;
+    let zero = node.at("zero");
+    let made =
+        std::process::Command::new("mknod").arg("-m").arg("0600").arg(&zero).args(["c", "1", "5"]).status();
+    if !made.is_ok_and(|status| status.success()) {
+        eprintln!("SKIP a_device_belongs_to_whom_it_is_to: no device nodes can be made here");
+        return;
+    }
+    let script = "stat -c '%t:%T %u:%g %a' /dev/mine; head -c 1 /dev/mine | od -An -tx1; exec sleep 1000";
+    let config = |name: &str| {
+        let mut config = node.container(name, script);
+        (config.security.run_as_user, config.security.run_as_group) = (Some(1000), Some(50_000));
+        config.devices = vec![engine::config::Device {
+            container_path: "/dev/mine".to_owned(),
+            host_path: zero.display().to_string(),
+            permissions: "r".to_owned(),
+        }];
+        config
+    };
+    for (owned, name, told) in [(false, "node", "1:5 0:0 600\n"), (true, "user", "1:5 1000:50000 600\n 00\n")]
+    {
+        let engine = node.open_with(|settings| settings.devices_of_user = owned).await;
+        let pod = engine.run_pod(node.pod(name)).await.unwrap();
+        let id = engine.create_container(pod.as_str(), config(name)).await.unwrap();
+        engine.start_container(id.as_str()).await.unwrap();
+        eventually("it has told", || node.log(name, name).contains(told)).await;
+        engine.remove_pod(pod.as_str()).await.unwrap();
+        engine.drain().await;
+    }
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn odd_names_sysctls_and_limits_that_mean_nothing_here() {
     if !private("odd_names_sysctls_and_limits_that_mean_nothing_here") {
         return;
