@@ -247,7 +247,7 @@ fn steps(from: Progress, to: Progress) -> Vec<Happening> {
 mod tests {
     use super::*;
     use crate::admission::{PodStage, Stage};
-    use crate::container::{Container, State};
+    use crate::container::{Container, Farewell, State};
     use crate::fake;
     use crate::view::ContainerView;
     use Happening::{Created, Deleted, Started, Stopped};
@@ -269,7 +269,8 @@ mod tests {
                 },
                 _ => ContainerState::Created,
             };
-            let container = ContainerView { stage: Stage::Created, status, cgroup: String::new() };
+            let (stage, cgroup) = (Stage::Created, String::new());
+            let container = ContainerView { stage, status, cgroup, farewell: Farewell::default() };
             view.containers.insert(container.status.id.clone(), container);
         }
         view

@@ -306,7 +306,8 @@ mod tests {
         let _sources = [open(&mut streams, 1), open(&mut streams, 3), open(&mut streams, 5)];
         assert_eq!((streams.arrived(1, 1000), streams.slack(1500)), (Ok(()), 500), "it knows of none");
         streams.taken(1000);
-        (streams.allow(1, 1000), streams.allow(0, 1000));
+        streams.allow(1, 1000);
+        streams.allow(0, 1000);
         streams.set_first_window(1);
         assert_eq!(streams.slack(1500), 0);
         assert_eq!((streams.arrived(1, 100), streams.arrived(3, 100)), (Ok(()), Ok(())));
