@@ -21,6 +21,8 @@ pub struct Node {
     pub runtime: RuntimeServiceClient<Channel>,
     /// ImageService.
     pub images: ImageServiceClient<Channel>,
+    /// The connection of both.
+    pub channel: Channel,
 }
 
 impl Node {
@@ -35,10 +37,12 @@ impl Node {
                 Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
             }
         });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        // windows that grow with what comes, as those of the kubelet's library
+        let endpoint = Endpoint::from_static("http://localhost").http2_adaptive_window(true);
+        let channel = endpoint.connect_with_connector_lazy(connector);
         let runtime = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-        let images = ImageServiceClient::new(channel).max_decoding_message_size(64 << 20);
-        Ok(Node { runtime, images })
+        let images = ImageServiceClient::new(channel.clone()).max_decoding_message_size(64 << 20);
+        Ok(Node { runtime, images, channel })
     }
 
     /// The node that the environment names (`CONTAINER_RUNTIME_ENDPOINT`).

@@ -6,14 +6,15 @@ use anyhow::Result;
 
 use crate::install::{self, Need};
 use crate::node::{self, Options};
-use crate::programs::Profile;
+use crate::paths::Kit;
+use crate::programs::{self, Profile};
 use crate::{large_images, registry};
 
 /// Run it; `arguments` go on to the benchmark (`--json FILE`, `--against cri=SOCKET`, `--against oci=PATH`, `--rounds N`).
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32> {
     install::ensure(&[Need::Bench])?;
-    let mut kit = node::kit(Profile::Release)?;
-    kit.registry = large_images::ensure()?;
+    let kit = node::programs_and_crictl(Profile::Release)?;
+    let kit = Kit { suites: programs::build_bench()?, registry: large_images::ensure()?, ..kit };
     let host = format!("127.0.0.1:{}", registry::NODE_PORT);
     let large = |tag: &str| format!("434 MB {tag}={host}/{}:{tag}", large_images::REPOSITORY);
     let runtime = kit.programs.join("corten-runtime");

@@ -78,6 +78,13 @@ pub(crate) fn build_suites() -> Result<PathBuf> {
     Ok(target().join("debug"))
 }
 
+/// Build the benchmark, the one program of the e2e crate whose own speed matters, as [`build`] does; the folder that it is in.
+pub(crate) fn build_bench() -> Result<PathBuf> {
+    let triple = host_triple()?;
+    run(static_cargo(&triple, Profile::Release).args(["--package", "e2e", "--bin", "bench"]))?;
+    Ok(target().join(&triple).join(Profile::Release.folder()))
+}
+
 fn static_cargo(triple: &str, profile: Profile) -> Command {
     let mut cargo = command(&["cargo", "rustc", "--quiet", "--profile", profile.name(), "--target", triple]);
     let flags = format!("CARGO_TARGET_{}_RUSTFLAGS", triple.to_uppercase().replace('-', "_"));

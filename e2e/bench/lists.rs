@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use cri::proto::runtime::v1::*;
 use e2e::client::{container, pod};
+use prost::Message as _;
 
 use crate::Runtime;
-use crate::memory::daemon_pid;
+use crate::daemon::{cpu_seconds, daemon_pid};
+use crate::raw;
 use crate::table::Table;
 
 /// Pods, each with one container that runs and [`MORE`] that never do.
@@ -57,11 +59,11 @@ async fn one(
             create(runtime, image, &format!("more{more}"), pod_sandbox_id, &config).await?;
         }
     }
-    let mut client = runtime.node.runtime.clone();
     for _ in 0..LISTS {
         let begun = Instant::now();
-        let listed = client.list_containers(ListContainersRequest::default()).await?.into_inner();
+        let listed = raw::list_containers(&runtime.node.channel).await?;
         let ms = begun.elapsed().as_secs_f64() * 1e3;
+        let listed = ListContainersResponse::decode(listed).context("a list of containers")?;
         anyhow::ensure!(listed.containers.len() == PODS * (MORE + 1), "{} listed", listed.containers.len());
         table.add("ListContainers of 1000", "ms", &runtime.name, ms);
     }
@@ -106,7 +108,7 @@ async fn polled(runtime: &Runtime, table: &mut Table) -> Result<()> {
     let mut client = runtime.node.runtime.clone();
     // what the making of the pods left to do
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let (begun, before) = (Instant::now(), cpu_time(daemon)?);
+    let (begun, before) = (Instant::now(), cpu_seconds(daemon)?);
     let mut beat = tokio::time::interval(Duration::from_secs(1));
     for _ in 0..POLLED {
         beat.tick().await;
@@ -114,17 +116,7 @@ async fn polled(runtime: &Runtime, table: &mut Table) -> Result<()> {
         client.list_containers(ListContainersRequest::default()).await?;
     }
     beat.tick().await;
-    let used = cpu_time(daemon)?.saturating_sub(before);
-    let percent = used.as_secs_f64() / begun.elapsed().as_secs_f64() * 100.0;
+    let percent = (cpu_seconds(daemon)? - before) / begun.elapsed().as_secs_f64() * 100.0;
     table.add("CPU with 100 pods, listed each second", "%", &runtime.name, percent);
     Ok(())
-}
-
-/// User and system time of a process: the 14th and 15th field of /proc/pid/stat (proc_pid_stat(5)), hundredths of a second.
-fn cpu_time(pid: i32) -> Result<Duration> {
-    let path = format!("/proc/{pid}/stat");
-    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-    let rest = text.rsplit_once(") ").map(|(_, rest)| rest).with_context(|| path.clone())?;
-    let ticks: Vec<u64> = rest.split(' ').skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
-    Ok(Duration::from_millis(ticks.iter().sum::<u64>() * 10))
 }

@@ -1,24 +1,31 @@
 //! The benchmark: what a node feels of a runtime, side by side with peers in one run.
 //!
-//! `cargo xtask bench` runs it inside a throw-away node. Every round measures each runtime once before the next round starts, so
+//! `cargo xtask bench` builds it as the runtime is built, for a client that is slower than the runtime would be what is measured, and
+//! runs it inside a throw-away node. Every round measures each runtime once before the next round starts, so
 //! that noise of the machine meets all alike; compare the ratios, not the milliseconds of two runs.
 //!
 //! | module | measures |
 //! |---|---|
 //! | `pods` | the life of pods and containers, one at a time, four at a time, and with pauses as probes come |
 //! | `pulls` | pulls, wall and CPU time of the daemon |
-//! | `lists` | a list of a thousand containers; CPU of a daemon that is polled |
+//! | `streams` | a streamed exec of `true`; 500 MiB through one, each way, by the client in `session` |
+//! | `lists` | a list of a thousand containers, as bytes (`raw`); CPU of a daemon that is polled |
 //! | `memory` | PSS of the idle daemon, and what a pod costs besides its workload |
 //! | `oci` | `run /bin/true` with an OCI runtime's command line |
+//! | `daemon` | the process behind a socket |
 //! | `table` | medians, p95, ratios; the JSON file |
 
 #![forbid(unsafe_code)]
 
+mod daemon;
 mod lists;
 mod memory;
 mod oci;
 mod pods;
 mod pulls;
+mod raw;
+mod session;
+mod streams;
 mod table;
 
 use std::path::PathBuf;
@@ -59,6 +66,7 @@ async fn main() -> Result<()> {
     memory::idle(&options.runtimes, &mut table).await?;
     pulls::small(&options.runtimes, &options.small, options.rounds.min(10), &mut table).await?;
     pods::run(&options.runtimes, &options.small, options.rounds, &mut table).await?;
+    streams::run(&options.runtimes, &options.small, &mut table).await?;
     memory::per_pod(&options.runtimes, &options.small, &mut table).await?;
     lists::run(&options.runtimes, &options.small, &mut table).await?;
     for (name, reference) in &options.large {

@@ -4,16 +4,15 @@
 //! the pods (monitors, shims, pause processes) except the workload itself, told by its command name.
 
 use std::collections::HashSet;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cri::proto::runtime::v1::*;
 use e2e::client::{container, pod};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::Runtime;
+use crate::daemon::daemon_pid;
 use crate::table::Table;
 
 const PODS: usize = 20;
@@ -115,10 +114,4 @@ fn pss_kib(pid: i32) -> Result<f64> {
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).with_context(|| path.clone())?;
     line.trim().trim_end_matches(" kB").parse().with_context(|| path)
-}
-
-/// The process that listens on a socket.
-pub(crate) fn daemon_pid(socket: &str) -> Result<i32> {
-    let stream = UnixStream::connect(socket).with_context(|| format!("connect to {socket}"))?;
-    Ok(getsockopt(&stream, PeerCredentials).context("peer of the socket")?.pid())
 }

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cri::proto::runtime::v1::*;
 
 use crate::Runtime;
-use crate::memory::daemon_pid;
+use crate::daemon::{cpu_seconds, daemon_pid};
 use crate::table::Table;
 
 /// A small image, `rounds` times; it is left pulled.
@@ -59,13 +59,4 @@ async fn remove(runtime: &Runtime, image: &str) -> Result<()> {
 
 fn spec(image: &str) -> ImageSpec {
     ImageSpec { image: image.to_owned(), ..Default::default() }
-}
-
-/// User and system time of a process, seconds (fields 14 and 15 of /proc/pid/stat; 100 ticks a second).
-fn cpu_seconds(pid: i32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("daemon's stat")?;
-    let after_name = stat.rsplit(") ").next().unwrap_or_default();
-    let fields: Vec<&str> = after_name.split(' ').collect();
-    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok());
-    Ok((ticks(11).context("utime")? + ticks(12).context("stime")?) / 100.0)
 }
