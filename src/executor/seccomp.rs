@@ -5,6 +5,10 @@
 //! ```
 //!
 //! Compiling takes 2 to 12 ms, reading 20 µs. A file is trusted as much as its directory: root's.
+//!
+//! Installing is paid by every container and every exec: for each system call the kernel runs the filter once, to know those that
+//! are always allowed. So the code is a binary tree over the numbers of the calls, and not a list that is gone through: 0.36 ms
+//! instead of 1.2 for the default profile with its three architectures.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +21,9 @@ use oci_spec::runtime::{
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Kind, Result};
+
+/// How libseccomp lays out the code (seccomp_attr_set(3), `SCMP_FLTATR_CTL_OPTIMIZE`).
+const BINARY_TREE: u32 = 2;
 
 /// A compiled profile.
 #[derive(Debug)]
@@ -57,7 +64,7 @@ fn key(profile: &LinuxSeccomp) -> Result<String> {
     let version = libseccomp::ScmpVersion::current().map_err(|e| wrong("", e))?;
     let mut hash = Sha256::new();
     hash.update(serde_json::to_vec(profile).map_err(|e| wrong("", e))?);
-    hash.update(format!("|{}|{version}|1", std::env::consts::ARCH));
+    hash.update(format!("|{}|{version}|2", std::env::consts::ARCH));
     Ok(hex::encode(hash.finalize()))
 }
 
@@ -87,6 +94,7 @@ fn flags(profile: &LinuxSeccomp) -> u32 {
 fn compile(profile: &LinuxSeccomp) -> Result<ScmpFilterContext> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).map_err(|e| wrong("defaultAction", e))?;
+    filter.set_ctl_optimize(BINARY_TREE).map_err(|e| wrong("", e))?;
     // A system call of an architecture that the profile does not name meets the kernel's kill, as with runc.
     for arch in profile.architectures().iter().flatten() {
         let known = scmp_arch(*arch)?;
@@ -208,6 +216,62 @@ mod tests {
 
     fn profile(json: serde_json::Value) -> LinuxSeccomp {
         serde_json::from_value(json).unwrap()
+    }
+
+    /// The code of a filter, as the kernel gets it.
+    fn code(filter: &ScmpFilterContext) -> Vec<u8> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        filter.export_bpf(&file).unwrap();
+        fs::read(file.path()).unwrap()
+    }
+
+    /// What the code answers to a call, as the kernel reads it (classic BPF, linux/filter.h).
+    fn answer(code: &[u8], data: &[u8; 64]) -> u32 {
+        let word = |at: usize| u32::from_ne_bytes(*data[at..].first_chunk().unwrap());
+        let (mut accumulator, mut at) = (0, 0);
+        loop {
+            let [a, b, yes, no, k @ ..] = code.as_chunks::<8>().0[at];
+            let k = u32::from_ne_bytes(k);
+            let jump = |condition: bool| usize::from(if condition { yes } else { no });
+            at += 1;
+            match u16::from_ne_bytes([a, b]) {
+                0x06 => return k,
+                0x20 => accumulator = word(k as usize),
+                0x54 => accumulator &= k,
+                0x05 => at += k as usize,
+                0x15 => at += jump(accumulator == k),
+                0x25 => at += jump(accumulator > k),
+                0x35 => at += jump(accumulator >= k),
+                0x45 => at += jump(accumulator & k != 0),
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_tree_answers_as_a_list_does() {
+        let mut filter = compile(&oci::seccomp::default_profile(&["CAP_SYS_ADMIN"])).unwrap();
+        let tree = code(&filter);
+        filter.set_ctl_optimize(1).unwrap();
+        let list = code(&filter);
+        assert_ne!(tree, list);
+        const X32: u32 = 0x4000_0000;
+        let calls = (0..600).flat_map(|call| [call, X32 | call]).chain([u32::MAX, X32 - 1]);
+        let values = [0_u64, 1, 8, 16, 40, 0x2_0008, 0x1000_0000, u64::from(u32::MAX), u64::MAX];
+        let mut answers = std::collections::BTreeSet::new();
+        for (call, value) in calls.flat_map(|call| values.map(|value| (call, value))) {
+            // x86_64, i386, aarch64, and none
+            for arch in [0xc000_003e_u32, 0x4000_0003, 0xc000_00b7, 7] {
+                let mut data = [0; 64];
+                data[..4].copy_from_slice(&call.to_ne_bytes());
+                data[4..8].copy_from_slice(&arch.to_ne_bytes());
+                (16..64).step_by(8).for_each(|at| data[at..at + 8].copy_from_slice(&value.to_ne_bytes()));
+                let said = answer(&tree, &data);
+                assert_eq!(said, answer(&list, &data), "call {call:#x} of {arch:#x} with {value:#x}");
+                answers.insert(said);
+            }
+        }
+        assert!(answers.len() > 2, "{answers:x?}");
     }
 
     #[test]
