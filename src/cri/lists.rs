@@ -27,8 +27,8 @@ impl Runtime {
         filter: Option<ContainerFilter>,
     ) -> Result<Vec<Container>, Status> {
         call.answer(|| {
-            let containers = self.engine.list_containers(&parse::filter::containers(filter)?);
-            Ok(containers.iter().map(render::container::item).collect())
+            let filter = parse::filter::containers(filter)?;
+            Ok(self.engine.map_containers(&filter, render::container::item))
         })
     }
 

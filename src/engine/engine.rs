@@ -250,7 +250,21 @@ impl Engine {
 
     /// The containers that match.
     pub fn list_containers(&self, filter: &ContainerFilter) -> Vec<ContainerStatus> {
-        self.containers(filter).into_iter().map(|view| view.status).collect()
+        self.map_containers(filter, ContainerStatus::clone)
+    }
+
+    /// What `look` makes of each container that matches. They are not copied for it: there may be thousands.
+    pub fn map_containers<T>(
+        &self,
+        filter: &ContainerFilter,
+        look: impl Fn(&ContainerStatus) -> T,
+    ) -> Vec<T> {
+        let mut found = Vec::new();
+        for view in self.ctx.index.pods().iter().map(PodHandle::look).filter(|view| view.listed) {
+            let matching = view.containers.values().filter(|container| container.matches(filter));
+            found.extend(matching.map(|container| look(&container.status)));
+        }
+        found
     }
 
     /// A living container's link to its monitor.
