@@ -10,7 +10,8 @@ use crate::paths::Kit;
 use crate::programs::{self, Profile};
 use crate::{large_images, registry};
 
-/// Run it; `arguments` go on to the benchmark (`--json FILE`, `--against cri=SOCKET`, `--against oci=PATH`, `--rounds N`).
+/// Run it; `arguments` go on to the benchmark (`--json FILE`, `--only PART`, `--against cri=SOCKET`, `--against oci=PATH`,
+/// `--rounds N`).
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32> {
     install::ensure(&[Need::Bench])?;
     let kit = node::programs_and_crictl(Profile::Release)?;

@@ -60,7 +60,7 @@ usage: cargo xtask demo
        cargo xtask test  [--only SUITE]… [--report DIR]
        cargo xtask node  [--config FILE]… [--cni official] [--vm uml|qemu [--lsm apparmor|selinux|none]]
                    [--share DIR]… [--out DIR] [--tmpfs] [--debug] [-- COMMAND…]
-       cargo xtask bench [--json FILE] [--against cri=SOCKET]… [--against oci=PATH]…
+       cargo xtask bench [--json FILE] [--only PART]… [--against cri=SOCKET]… [--against oci=PATH]…
        cargo xtask install | build";
 
 fn main() -> ExitCode {

@@ -54,25 +54,47 @@ struct Options {
     large: Vec<(String, String)>,
     rounds: usize,
     json: Option<PathBuf>,
+    /// Parts that are measured; none named: all.
+    only: Vec<String>,
+}
+
+const PARTS: [&str; 6] = ["pods", "streams", "memory", "lists", "pulls", "oci"];
+
+impl Options {
+    fn wants(&self, part: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == part)
+    }
 }
 
 const USAGE: &str = "usage: bench --image REF [--large NAME=REF]… [--rounds N] [--json FILE] [--runtime PATH] \
-                     [--against cri=SOCKET]… [--against oci=PATH]…";
+                     [--only PART]… [--against cri=SOCKET]… [--against oci=PATH]…";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let options = parse(std::env::args().skip(1))?;
     let mut table = Table::default();
-    memory::idle(&options.runtimes, &mut table).await?;
-    pulls::small(&options.runtimes, &options.small, options.rounds.min(10), &mut table).await?;
-    pods::run(&options.runtimes, &options.small, options.rounds, &mut table).await?;
-    streams::run(&options.runtimes, &options.small, &mut table).await?;
-    memory::per_pod(&options.runtimes, &options.small, &mut table).await?;
-    lists::run(&options.runtimes, &options.small, &mut table).await?;
-    for (name, reference) in &options.large {
-        pulls::large(&options.runtimes, name, reference, &mut table).await?;
+    let (runtimes, small) = (&options.runtimes, &options.small);
+    memory::idle(runtimes, &mut table).await?;
+    // the others need the image
+    pulls::small(runtimes, small, options.rounds.min(10), &mut table).await?;
+    if options.wants("pods") {
+        pods::run(runtimes, small, options.rounds, &mut table).await?;
     }
-    oci::run(&options.programs, options.rounds * 2, &mut table)?;
+    if options.wants("streams") {
+        streams::run(runtimes, small, &mut table).await?;
+    }
+    if options.wants("memory") {
+        memory::per_pod(runtimes, small, &mut table).await?;
+    }
+    if options.wants("lists") {
+        lists::run(runtimes, small, &mut table).await?;
+    }
+    for (name, reference) in options.large.iter().filter(|_| options.wants("pulls")) {
+        pulls::large(runtimes, name, reference, &mut table).await?;
+    }
+    if options.wants("oci") {
+        oci::run(&options.programs, options.rounds * 2, &mut table)?;
+    }
     table.print();
     options.json.map_or(Ok(()), |path| table.write(&path))
 }
@@ -87,6 +109,7 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
         large: Vec::new(),
         rounds: 30,
         json: None,
+        only: Vec::new(),
     };
     let mut args = args;
     while let Some(flag) = args.next() {
@@ -96,6 +119,8 @@ fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
             "--large" => options.large.push(pair(&value)?),
             "--rounds" => options.rounds = value.parse().with_context(|| format!("--rounds {value:?}"))?,
             "--json" => options.json = Some(value.into()),
+            "--only" if PARTS.contains(&value.as_str()) => options.only.push(value),
+            "--only" => bail!("--only {value}: the parts are {}\n{USAGE}", PARTS.join(", ")),
             "--runtime" => options.programs.push(("corten-runtime".into(), value.into())),
             "--against" => match pair(&value)? {
                 (kind, socket) if kind == "cri" => options.runtimes.push(peer(&socket)?),

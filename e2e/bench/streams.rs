@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cri::proto::runtime::v1::*;
 use e2e::client::{container, pod};
 
@@ -122,13 +122,12 @@ impl Place<'_> {
     }
 
     async fn bytes_in(&self, protocol: Protocol, table: &mut Table) -> Result<()> {
-        // it says how many bytes it has read
-        let command = ["sh", "-c", "exec dd of=/dev/null bs=1M 2>&1"];
+        // it says how many whole blocks it has read
+        let command = ["sh", "-c", "exec dd of=/dev/null bs=1M iflag=fullblock 2>&1"];
         let read = self.timed(&command, (protocol, Some(BYTES)), "into", table).await?;
         let text = String::from_utf8_lossy(&read.text).into_owned();
-        if !text.contains(&format!("{BYTES} bytes")) {
-            bail!("{BYTES} bytes were sent, and the command said {text:?}");
-        }
+        let whole = format!("{}+0 records in", BYTES >> 20);
+        ensure!(text.starts_with(&whole), "{BYTES} bytes were sent, and the command said {text:?}");
         Ok(())
     }
 
