@@ -243,7 +243,7 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
     let words = if inside.command.is_empty() { vec![shell] } else { inside.command.clone() };
     let mut command = command(&words);
     let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());
-    let mut path = std::env::join_paths([&kit.cri_tools, &kit.programs, &kit.suites, &kit.kubelet])?;
+    let mut path = std::env::join_paths([&kit.cri_tools, &kit.programs, &kit.suites, &kit.kubernetes])?;
     path.push(":");
     path.push(std::env::var_os("PATH").unwrap_or_default());
     command.env("CONTAINER_RUNTIME_ENDPOINT", &endpoint).env("IMAGE_SERVICE_ENDPOINT", &endpoint);

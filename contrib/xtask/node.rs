@@ -63,7 +63,7 @@ impl Default for Options {
 pub(crate) fn kit(profile: Profile) -> Result<Kit> {
     Ok(Kit {
         cni: tools::ensure(&tools::CNI)?,
-        kubelet: tools::ensure(&tools::KUBELET)?,
+        kubernetes: tools::ensure(&tools::KUBERNETES)?,
         suites: programs::build_suites()?,
         ..programs_and_crictl(profile)?
     })
@@ -78,7 +78,7 @@ pub(crate) fn programs_and_crictl(profile: Profile) -> Result<Kit> {
         programs: programs::build(profile)?,
         cri_tools: tools::ensure(&tools::CRI_TOOLS)?,
         cni: nothing.clone(),
-        kubelet: nothing.clone(),
+        kubernetes: nothing.clone(),
         registry: images::ensure()?,
         suites: nothing,
     })

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! $CORTEN_CACHE (default $XDG_CACHE_HOME/corten, ~/.cache/corten)
-//!   tools/<module>-<key>/     crictl, critest, kubelet, CNI plugins; key: hash of the module's go.mod and go.sum
+//!   tools/<module>-<key>/     crictl, critest, kubernetes, CNI plugins; key: hash of the module's go.mod and go.sum
 //!   go/                       a Go toolchain, only where the machine has none that can build the tools
 //!   images/busybox-<version>  built from Debian's source
 //!   registry-<key>/           storage of docker-registry with the test images; key: hash of their definitions
@@ -49,8 +49,8 @@ pub(crate) struct Kit {
     pub(crate) cri_tools: PathBuf,
     /// the official CNI plugins
     pub(crate) cni: PathBuf,
-    /// kubelet
-    pub(crate) kubelet: PathBuf,
+    /// kubelet, kube-apiserver, etcd, kubectl
+    pub(crate) kubernetes: PathBuf,
     /// docker-registry's storage with the test images
     pub(crate) registry: PathBuf,
     /// the programs of the e2e crate
@@ -64,7 +64,7 @@ impl Kit {
             ("programs", &self.programs, &["corten", "corten-runtime", "corten-bridge"]),
             ("cri-tools", &self.cri_tools, &[]),
             ("cni", &self.cni, &[]),
-            ("kubelet", &self.kubelet, &[]),
+            ("kubernetes", &self.kubernetes, &[]),
             ("registry", &self.registry, &[]),
             ("suites", &self.suites, programs::SUITES),
         ]
@@ -76,7 +76,7 @@ impl Kit {
             programs: dir.join("programs"),
             cri_tools: dir.join("cri-tools"),
             cni: dir.join("cni"),
-            kubelet: dir.join("kubelet"),
+            kubernetes: dir.join("kubernetes"),
             registry: dir.join("registry"),
             suites: dir.join("suites"),
         }

@@ -29,6 +29,8 @@ pub(crate) struct Module {
 
 enum Build {
     Command(&'static str),
+    /// a command whose package is not called as it is: program name and package
+    Named(&'static str, &'static str),
     /// a test binary: program name and package
     Test(&'static str, &'static str),
 }
@@ -56,9 +58,17 @@ pub(crate) const CNI: Module = Module {
     ],
 };
 
-/// The kubelet.
-pub(crate) const KUBELET: Module =
-    Module { name: "kubelet", builds: &[Build::Command("k8s.io/kubernetes/cmd/kubelet")] };
+/// A kubelet, and the least of a cluster that it can be a node of. They share most packages, so that all of them together
+/// build in little more time than the kubelet alone.
+pub(crate) const KUBERNETES: Module = Module {
+    name: "kubernetes",
+    builds: &[
+        Build::Command("k8s.io/kubernetes/cmd/kubelet"),
+        Build::Command("k8s.io/kubernetes/cmd/kube-apiserver"),
+        Build::Command("k8s.io/kubernetes/cmd/kubectl"),
+        Build::Named("etcd", "go.etcd.io/etcd/server/v3"),
+    ],
+};
 
 /// Whether there is a `go` that can build the tools, or get itself a toolchain that can.
 pub(crate) fn go_on_path() -> bool {
@@ -75,7 +85,7 @@ pub(crate) fn ensure(module: &Module) -> Result<PathBuf> {
     if dir.exists() {
         return Ok(dir);
     }
-    println!("building {} (once; the kubelet takes some minutes)", module.name);
+    println!("building {} (once; kubernetes takes some minutes)", module.name);
     let go = go()?;
     let partial = dir.with_extension("partial");
     std::fs::remove_dir_all(&partial).ok();
@@ -84,9 +94,10 @@ pub(crate) fn ensure(module: &Module) -> Result<PathBuf> {
         let mut command = Command::new(&go);
         match build {
             Build::Command(_) => command.arg("build").arg("-o").arg(format!("{}/", partial.display())),
+            Build::Named(name, _) => command.args(["build", "-o"]).arg(partial.join(name)),
             Build::Test(name, _) => command.args(["test", "-c", "-o"]).arg(partial.join(name)),
         };
-        let (Build::Command(package) | Build::Test(_, package)) = build;
+        let (Build::Command(package) | Build::Named(_, package) | Build::Test(_, package)) = build;
         command.args(["-trimpath", "-buildvcs=false", "-ldflags", "-s -w", package]);
         quiet(command.current_dir(&source).env("CGO_ENABLED", "0").env("GOTOOLCHAIN", "auto"))?;
     }
