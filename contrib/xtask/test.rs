@@ -56,7 +56,7 @@ const ON_NODES: [OnNode; 13] = [
         official_cni: true,
         ..on_bridge("critest", &["critest-suite"])
     },
-    on_bridge("kubelet", &["kubelet-suite", "kubelet"]),
+    on_bridge("kubelet", &["kubelet-suite"]),
     on_bridge("churn", &["churn", BUSYBOX]),
     in_vm("critest", &["critest-suite"]),
     in_vm("beyond", &["beyond-suite", "--own-kernel"]),
@@ -70,7 +70,7 @@ const ON_NODES: [OnNode; 13] = [
         vm: Some(("uml", "selinux")),
         ..in_vm("critest", &["critest-suite", "--only", "SELinux"])
     },
-    in_vm("kubelet", &["kubelet-suite", "kubelet"]),
+    in_vm("kubelet", &["kubelet-suite"]),
 ];
 
 const fn on_bridge(suite: &'static str, command: &'static [&'static str]) -> OnNode {

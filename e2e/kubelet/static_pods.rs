@@ -1,18 +1,20 @@
-//! What is asked of a kubelet on the runtime, step by step.
+//! A kubelet as it comes, with the static pods that the project has as examples.
 
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::node::{Kubelet, http_get, no_pods_in_the_runtime};
+use crate::ask::{LONG, http_get, kill_the_daemon, no_pods_in_the_runtime, output, wait};
+use crate::kubelet::{Kubelet, READ_ONLY, Settings};
+use crate::parts::Step;
 
-/// A test: its name and what it does.
-type Step = (&'static str, fn(&mut Kubelet) -> Result<()>);
+const WEB: &str = include_str!("../../manifests/static-pods/web.yaml");
+const CRASH: &str = include_str!("../../manifests/static-pods/crash.yaml");
+const OOM: &str = include_str!("../../manifests/static-pods/oom.yaml");
 
 /// All steps in their order.
-pub(crate) const ALL: [Step; 10] = [
+pub(crate) const STEPS: &[Step<Kubelet>] = &[
     ("a pod with probes, volumes, host port and limits becomes ready", ready),
     ("logs come through the kubelet's API", logs),
     ("environment, hostPath and memory limit are as asked", contents),
@@ -25,30 +27,32 @@ pub(crate) const ALL: [Step; 10] = [
     ("a pod goes when its manifest goes", removal),
 ];
 
-/// Enough for a pull, two starts and the first probes on a slow machine.
-const LONG: Duration = Duration::from_secs(120);
-
-fn is_ready(kubelet: &Kubelet, pod: &str) -> Result<bool> {
-    let Some(pod) = kubelet.pod(pod)? else { return Ok(false) };
-    let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
-    let ready = conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True");
-    ensure!(ready, "status is {}", pod["status"]);
-    Ok(true)
+/// Start the kubelet.
+pub(crate) fn start() -> Result<Kubelet> {
+    Kubelet::start(&Settings { name: "static-pods", gates: &[], kubeconfig: None })
 }
 
 fn ready(kubelet: &mut Kubelet) -> Result<()> {
-    kubelet.add_pod("web")?;
-    kubelet.wait("pod web is ready", LONG, |kubelet| is_ready(kubelet, "web"))
+    kubelet.add_pod("web", WEB)?;
+    wait("pod web is ready", LONG, || kubelet.is_ready("web"))
+}
+
+/// The log of a container, by the kubelet's own API with TLS.
+fn log_of(kubelet: &Kubelet, pod: &str, container: &str) -> Result<String> {
+    let pod = kubelet.pod(pod)?.context("no such pod")?;
+    let full = pod["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let url = format!("https://127.0.0.1:10250/containerLogs/default/{full}/{container}");
+    output(Command::new("curl").args(["-sSk", "--fail-with-body", &url])).context(url)
 }
 
 fn logs(kubelet: &mut Kubelet) -> Result<()> {
-    let log = kubelet.logs("web", "writer")?;
+    let log = log_of(kubelet, "web", "writer")?;
     ensure!(log.contains("greeting is"), "the log is {log:?}");
     Ok(())
 }
 
 fn contents(kubelet: &mut Kubelet) -> Result<()> {
-    let log = kubelet.logs("web", "writer")?;
+    let log = log_of(kubelet, "web", "writer")?;
     for expected in
         ["greeting is hello from corten, pod is web", "memory limit 67108864", "from the node: hello"]
     {
@@ -62,8 +66,8 @@ fn host_port(_: &mut Kubelet) -> Result<()> {
 }
 
 fn crash(kubelet: &mut Kubelet) -> Result<()> {
-    kubelet.add_pod("crash")?;
-    kubelet.wait("two restarts, then back-off", LONG, |kubelet| {
+    kubelet.add_pod("crash", CRASH)?;
+    wait("two restarts, then back-off", LONG, || {
         let status = kubelet.container("crash", "crash")?.context("no status yet")?;
         let restarts = status["restartCount"].as_u64().unwrap_or(0);
         let last = &status["lastState"]["terminated"];
@@ -75,8 +79,8 @@ fn crash(kubelet: &mut Kubelet) -> Result<()> {
 }
 
 fn oom(kubelet: &mut Kubelet) -> Result<()> {
-    kubelet.add_pod("oom")?;
-    kubelet.wait("the reason OOMKilled", LONG, |kubelet| {
+    kubelet.add_pod("oom", OOM)?;
+    wait("the reason OOMKilled", LONG, || {
         let status = kubelet.container("oom", "oom")?.context("no status yet")?;
         let reason = |state: &str| status[state]["terminated"]["reason"].clone();
         ensure!(reason("state") == "OOMKilled" || reason("lastState") == "OOMKilled", "{status}");
@@ -84,49 +88,30 @@ fn oom(kubelet: &mut Kubelet) -> Result<()> {
     })
 }
 
-/// Ids and restart counts of the containers of pod web.
-fn identities(kubelet: &Kubelet) -> Result<Vec<(String, u64)>> {
-    let of = |name: &str| -> Result<(String, u64)> {
-        let status = kubelet.container("web", name)?.context("no status")?;
-        let id = status["containerID"].as_str().context("no container id")?.to_owned();
-        Ok((id, status["restartCount"].as_u64().unwrap_or(0)))
-    };
-    Ok(vec![of("server")?, of("writer")?])
-}
-
 /// The same containers as before run, and are ready.
 fn unchanged(kubelet: &Kubelet, before: &[(String, u64)]) -> Result<()> {
-    kubelet.wait("pod web is ready", LONG, |kubelet| is_ready(kubelet, "web"))?;
-    let after = identities(kubelet)?;
+    wait("pod web is ready", LONG, || kubelet.is_ready("web"))?;
+    let after = kubelet.identities("web")?;
     ensure!(after == before, "containers were {before:?} and are {after:?}");
     Ok(())
 }
 
 fn kubelet_restart(kubelet: &mut Kubelet) -> Result<()> {
-    let before = identities(kubelet)?;
+    let before = kubelet.identities("web")?;
     kubelet.restart()?;
     unchanged(kubelet, &before)
 }
 
 fn daemon_kill(kubelet: &mut Kubelet) -> Result<()> {
-    let before = identities(kubelet)?;
-    let pidfile = std::env::var("CORTEN_PIDFILE").context("CORTEN_PIDFILE is not set")?;
-    let read = || std::fs::read_to_string(&pidfile).unwrap_or_default();
-    let old = read();
-    let pid: i32 = old.split_whitespace().next().context("pid file")?.parse().context("pid file")?;
-    let daemon = nix::unistd::Pid::from_raw(pid);
-    nix::sys::signal::kill(daemon, nix::sys::signal::Signal::SIGKILL).context("kill the daemon")?;
-    kubelet.wait("the daemon answers again", LONG, |_| {
-        let answers = Command::new("crictl").arg("version").output().context("crictl")?.status.success();
-        Ok(answers && read() != old)
-    })?;
+    let before = kubelet.identities("web")?;
+    kill_the_daemon()?;
     http_get("127.0.0.1:18080", "/").context("the pod behind the host port")?;
     unchanged(kubelet, &before)
 }
 
-fn summary(kubelet: &mut Kubelet) -> Result<()> {
-    kubelet.wait("memory and cpu of pod web", LONG, |_| {
-        let text = http_get("127.0.0.1:10255", "/stats/summary")?;
+fn summary(_: &mut Kubelet) -> Result<()> {
+    wait("memory and cpu of pod web", LONG, || {
+        let text = http_get(READ_ONLY, "/stats/summary")?;
         let summary: Value = serde_json::from_str(&text).context("summary is not JSON")?;
         let pods = summary["pods"].as_array().cloned().unwrap_or_default();
         let is_web =
@@ -148,8 +133,5 @@ fn removal(kubelet: &mut Kubelet) -> Result<()> {
     for pod in ["web", "crash", "oom"] {
         kubelet.remove_pod(pod)?;
     }
-    kubelet.wait("the pods are gone", LONG, |kubelet| {
-        let gone = |name: &str| kubelet.pod(name).map(|pod| pod.is_none());
-        Ok(gone("web")? && gone("crash")? && gone("oom")? && no_pods_in_the_runtime()?)
-    })
+    wait("the pods are gone", LONG, || Ok(kubelet.pods()?.is_empty() && no_pods_in_the_runtime()?))
 }
