@@ -54,6 +54,14 @@ pub(crate) fn no_pods_in_the_runtime() -> Result<bool> {
     Ok(output(Command::new("crictl").args(["pods", "-q"]))?.trim().is_empty())
 }
 
+/// Remove what is left of pods that have ended; a kubelet's own collection comes once a minute. One that runs is an error.
+pub(crate) fn remove_ended_pods() -> Result<()> {
+    wait("no pod runs any more", Duration::from_secs(60), || {
+        Ok(output(Command::new("crictl").args(["pods", "-q", "--state", "ready"]))?.trim().is_empty())
+    })?;
+    output(Command::new("crictl").args(["rmp", "-a"])).map(|_| ())
+}
+
 /// Kill the daemon, and wait until the node has started another one and that one answers.
 pub(crate) fn kill_the_daemon() -> Result<()> {
     let pidfile = std::env::var("CORTEN_PIDFILE").context("CORTEN_PIDFILE is not set")?;

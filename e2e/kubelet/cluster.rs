@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::ask::{LONG, no_pods_in_the_runtime, output, wait};
+use crate::ask::{LONG, output, remove_ended_pods, wait};
 use crate::kubelet::{Kubelet, Settings};
 use crate::parts::{Step, World};
 use crate::{debugging, host, resize, streams};
@@ -111,9 +111,8 @@ impl World for Cluster {
 
     fn end(self) -> Result<()> {
         self.run(&["delete", "pods", "--all", "--grace-period=1", "--wait=false"])?;
-        wait("all pods are gone", Duration::from_secs(60), || {
-            Ok(self.kubelet.pods()?.is_empty() && no_pods_in_the_runtime()?)
-        })
+        wait("all pods are gone", Duration::from_secs(60), || Ok(self.kubelet.pods()?.is_empty()))?;
+        remove_ended_pods()
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::ask::{http_get, no_pods_in_the_runtime, wait};
+use crate::ask::{http_get, remove_ended_pods, wait};
 use crate::host;
 
 /// Where it tells without being asked who asks.
@@ -203,9 +203,8 @@ featureGates: {{ {gates} }}
         for entry in fs::read_dir(self.scratch.join("pods")).context("static pods")? {
             fs::remove_file(entry.context("static pods")?.path()).context("static pod")?;
         }
-        wait("all pods are gone", Duration::from_secs(60), || {
-            Ok(self.pods()?.is_empty() && no_pods_in_the_runtime()?)
-        })
+        wait("all pods are gone", Duration::from_secs(60), || Ok(self.pods()?.is_empty()))?;
+        remove_ended_pods()
     }
 }
 

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use e2e::pty::Terminal;
@@ -152,6 +152,8 @@ pub(crate) fn follow(cluster: &mut Cluster) -> Result<()> {
 /// A running `kubectl port-forward`, ended when dropped.
 struct Forward {
     process: Child,
+    /// what it says of each connection goes here; it would end when nobody could read that any more
+    said: BufReader<ChildStdout>,
     address: String,
 }
 
@@ -161,10 +163,10 @@ impl Forward {
         let mut command = cluster.kubectl(&["port-forward", "--address", "127.0.0.1", "pod/streams"]);
         let mut process =
             command.arg(format!(":{port}")).stdout(Stdio::piped()).spawn().context("start kubectl")?;
+        let said = BufReader::new(process.stdout.take().context("no stdout")?);
+        let mut forward = Forward { process, said, address: String::new() };
         let mut line = String::new();
-        let told = process.stdout.take().context("no stdout");
-        let mut forward = Forward { process, address: String::new() };
-        BufReader::new(told?).read_line(&mut line).context("what kubectl says")?;
+        forward.said.read_line(&mut line).context("what kubectl says")?;
         let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
         forward.address = address.with_context(|| format!("kubectl says {line:?}"))?.to_owned();
         Ok(forward)
