@@ -11,9 +11,8 @@ const IMAGE: &str = "--image=registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
 pub(crate) fn target(cluster: &mut Cluster) -> Result<()> {
     cluster.add_pod("target", POD)?;
-    let words = ["debug", "-it", "target", "-c", "debugger", IMAGE, "--target=main", "--profile=general"];
-    let mut words: Vec<&str> = words.to_vec();
-    words.extend(["--", "sh"]);
+    let of_target = ["debug", "-it", "target", "-c", "debugger", IMAGE, "--target=main", "--profile=general"];
+    let words = [&of_target[..], &["--", "sh"]].concat();
     let mut terminal = Terminal::start(&mut cluster.kubectl(&words), 31, 120)?;
     terminal.until("# ").context("the debugger's prompt")?;
     terminal.write("ps | grep -c 'sleep 1234$'; ps | grep -c 'sleep 4321$'; echo seen\n")?;
