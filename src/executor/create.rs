@@ -242,10 +242,9 @@ fn plan(create: Create<'_>) -> Result<Plan> {
     let entries =
         spec.mounts().iter().flatten().map(|m| mounts::parse(m, &bundle)).collect::<Result<Vec<_>>>()?;
     let linux = spec.linux().as_ref();
-    let filter = linux
-        .and_then(|l| l.seccomp().as_ref())
-        .map(|p| seccomp::load(p, create.seccomp_cache))
-        .transpose()?;
+    let profile = linux.and_then(|l| l.seccomp().as_ref()).map(serde_json::to_string).transpose();
+    let profile = profile.map_err(|e| Error::invalid("check config.json", "linux.seccomp", e))?;
+    let filter = profile.map(|text| seccomp::load(&text, create.seccomp_cache)).transpose()?;
     let user = user_namespace(&spec)?;
     let id_maps = id_maps::namespaces(&entries, user.as_ref())?;
     let wanted = spec.process().as_ref().and_then(|p| p.capabilities().as_ref());

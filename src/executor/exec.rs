@@ -8,7 +8,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::Process;
 use sys::process::{Clone, Side, clone3, exit_now};
 
 use crate::attributes::Proc;
@@ -17,8 +17,9 @@ use crate::console;
 use crate::create::contained;
 use crate::error::{Context, Error, Kind, Result};
 use crate::launch::{self, Launch};
+use crate::load::{self, Running};
 use crate::process::Pending;
-use crate::{Command, Exec, apart, credentials, load, seccomp};
+use crate::{Command, Exec, apart, credentials, seccomp};
 
 /// All namespaces of a container but the PID namespace, which is entered by birth, and the user namespace.
 const NAMESPACES: i32 =
@@ -92,13 +93,14 @@ fn become_program(exec: &Exec<'_>, channel: &Channel) -> Error {
 
 fn run(exec: &Exec<'_>, channel: &Channel) -> Result<std::convert::Infallible> {
     launch::detach()?;
-    let spec = load(exec.bundle)?;
-    let process = process(&spec, &exec.command)?;
-    crate::load::checked(&process)?;
+    let path = exec.bundle.join("config.json");
+    let text = load::read(&path)?;
+    let running: Running<'_> = load::parse(&path, &text)?;
+    let filter = running.seccomp().map(|profile| seccomp::load(profile, exec.seccomp_cache)).transpose()?;
+    let limited = running.has_user_namespace();
+    let process = process(running, &exec.command)?;
+    load::checked(&process)?;
     let proc = Proc::open()?;
-    let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-    let filter = profile.map(|p| seccomp::load(p, exec.seccomp_cache)).transpose()?;
-    let limited = has_user_namespace(&spec);
     let (sets, mut warnings) = credentials::sets(process.capabilities().as_ref(), limited)?;
     exec.cgroup.enter_v1().step("enter cgroup", exec.cgroup.path())?;
     enter_namespaces(exec, &process, &proc, limited.then_some(&mut warnings))?;
@@ -143,20 +145,13 @@ fn enter_namespaces(
     sys::user_namespace::become_root().step("become root of", "the user namespace")
 }
 
-/// Whether the container is in a user namespace.
-fn has_user_namespace(spec: &Spec) -> bool {
-    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
-    namespaces.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User)
-}
-
 /// What is run: the bundle's process with another command line, or a process of its own.
-fn process(spec: &Spec, command: &Command<'_>) -> Result<Process> {
+fn process(running: Running<'_>, command: &Command<'_>) -> Result<Process> {
     match command {
         Command::Process(process) => Ok((*process).clone()),
         Command::Args { args, terminal } => {
-            let mut process = spec
-                .process()
-                .clone()
+            let mut process = running
+                .process
                 .ok_or_else(|| Error::invalid("check config.json", "process", "is missing"))?;
             if *terminal {
                 process.set_env(Some(with_terminal_type(process.env().clone().unwrap_or_default())));

@@ -47,7 +47,7 @@ mod overlay;
 mod process;
 mod resources;
 mod root;
-pub mod seccomp;
+mod seccomp;
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use oci::runtime::{Problem, check, check_process};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 
@@ -21,14 +23,50 @@ impl From<Problem> for Error {
 /// what cannot be done.
 pub fn load(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
-    let text = fs::read(&path).map_err(|e| Error::invalid("read", path.display(), crate::errno_text(&e)))?;
-    // serde would take a list for a struct
-    if !text.trim_ascii_start().starts_with(b"{") {
-        return Err(Error::invalid("parse", path.display(), "is not a JSON object"));
-    }
-    let spec = serde_json::from_slice(&text).map_err(|e| Error::invalid("parse", path.display(), e))?;
+    let spec = parse(&path, &read(&path)?)?;
     check(&spec)?;
     Ok(spec)
+}
+
+/// The text of a bundle's `config.json`.
+pub(crate) fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|e| Error::invalid("read", path.display(), crate::errno_text(&e)))
+}
+
+pub(crate) fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a str) -> Result<T> {
+    // serde would take a list for a struct
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(Error::invalid("parse", path.display(), "is not a JSON object"));
+    }
+    serde_json::from_str(text).map_err(|e| Error::invalid("parse", path.display(), e))
+}
+
+/// What a further process needs of the config of a container that runs: the rest was checked and done when that was made.
+#[derive(Deserialize)]
+pub(crate) struct Running<'a> {
+    pub(crate) process: Option<Process>,
+    #[serde(borrow)]
+    linux: Option<RunningLinux<'a>>,
+}
+
+#[derive(Deserialize)]
+struct RunningLinux<'a> {
+    namespaces: Option<Vec<LinuxNamespace>>,
+    #[serde(borrow)]
+    seccomp: Option<&'a RawValue>,
+}
+
+impl Running<'_> {
+    /// Whether it is in a user namespace.
+    pub(crate) fn has_user_namespace(&self) -> bool {
+        let namespaces = self.linux.as_ref().and_then(|linux| linux.namespaces.as_ref());
+        namespaces.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User)
+    }
+
+    /// The text of its seccomp profile.
+    pub(crate) fn seccomp(&self) -> Option<&str> {
+        self.linux.as_ref()?.seccomp.map(RawValue::get)
+    }
 }
 
 /// Check a process that is to be exec'd.

@@ -18,6 +18,7 @@ use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
     LinuxSyscall,
 };
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Error, Kind, Result};
@@ -42,30 +43,33 @@ fn wrong(object: impl std::fmt::Display, cause: impl std::fmt::Display) -> Error
     Error::new(Kind::Invalid, "compile seccomp profile", object, cause)
 }
 
-/// The path of the compiled filter of a profile in the cache, compiled now when it is not there.
-pub fn ensure(profile: &LinuxSeccomp, cache: &Path) -> Result<PathBuf> {
-    let path = cache.join(format!("{}.bpf", key(profile)?));
-    if fs::metadata(&path).is_ok_and(|m| m.len() > 0) {
-        return Ok(path);
+/// The filter of a profile (its JSON), from the cache or compiled into it.
+///
+/// The name in the cache is made from the text: every exec comes here, and only who compiles needs to take it apart.
+pub(crate) fn load(profile: &str, cache: &Path) -> Result<Filter> {
+    let path = compiled(profile, cache)?;
+    if !fs::metadata(&path).is_ok_and(|m| m.len() > 0) {
+        let profile = serde_json::from_str(profile).map_err(|e| wrong("", e))?;
+        store(&path, &compile(&profile)?)?;
     }
-    store(&path, &compile(profile)?)?;
-    Ok(path)
-}
-
-/// The filter of a profile, from the cache or compiled into it.
-pub(crate) fn load(profile: &LinuxSeccomp, cache: &Path) -> Result<Filter> {
-    let path = ensure(profile, cache)?;
+    let Flags { flags } = serde_json::from_str(profile).map_err(|e| wrong("flags", e))?;
     let bpf = fs::read(&path).step("read", path.display())?;
-    Ok(Filter { bpf, flags: flags(profile) })
+    Ok(Filter { bpf, flags: bits(&flags.unwrap_or_default()) })
 }
 
-/// Everything that the compiled code depends on.
-fn key(profile: &LinuxSeccomp) -> Result<String> {
+/// The part of a profile that is not in its code.
+#[derive(Deserialize)]
+struct Flags {
+    flags: Option<Vec<LinuxSeccompFilterFlag>>,
+}
+
+/// Where the code of a profile is or will be: the name says everything that it depends on.
+fn compiled(profile: &str, cache: &Path) -> Result<PathBuf> {
     let version = libseccomp::ScmpVersion::current().map_err(|e| wrong("", e))?;
     let mut hash = Sha256::new();
-    hash.update(serde_json::to_vec(profile).map_err(|e| wrong("", e))?);
+    hash.update(profile);
     hash.update(format!("|{}|{version}|2", std::env::consts::ARCH));
-    Ok(hex::encode(hash.finalize()))
+    Ok(cache.join(format!("{}.bpf", hex::encode(hash.finalize()))))
 }
 
 fn store(path: &Path, filter: &ScmpFilterContext) -> Result<()> {
@@ -77,9 +81,9 @@ fn store(path: &Path, filter: &ScmpFilterContext) -> Result<()> {
     fs::rename(&temporary, path).step("write", path.display())
 }
 
-fn flags(profile: &LinuxSeccomp) -> u32 {
+fn bits(flags: &[LinuxSeccompFilterFlag]) -> u32 {
     let mut bits = 0;
-    for flag in profile.flags().iter().flatten() {
+    for flag in flags {
         bits |= match flag {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => sys::seccomp::LOG,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => sys::seccomp::SPEC_ALLOW,
@@ -281,12 +285,24 @@ mod tests {
             {"names": ["mkdir", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13},
             {"names": ["personality"], "action": "SCMP_ACT_ERRNO",
              "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}, {"index": 0, "value": 9, "op": "SCMP_CMP_EQ"}]}]});
-        let path = ensure(&profile(json.clone()), cache.path()).unwrap();
+        let text = json.to_string();
+        let path = compiled(&text, cache.path()).unwrap();
+        load(&text, cache.path()).unwrap();
         let bpf = fs::read(&path).unwrap();
         assert!(!bpf.is_empty() && bpf.len().is_multiple_of(sys::seccomp::INSTRUCTION));
         fs::write(&path, b"12345678").unwrap();
-        assert_eq!(load(&profile(json), cache.path()).unwrap().bpf, b"12345678");
-        let other = profile(serde_json::json!({"defaultAction": "SCMP_ACT_LOG"}));
-        assert_ne!(ensure(&other, cache.path()).unwrap(), path);
+        assert_eq!(load(&text, cache.path()).unwrap().bpf, b"12345678");
+        // what a running container's config.json says of it is the same text
+        let typed = serde_json::to_string(&profile(json)).unwrap();
+        let spec = format!("{{\"linux\":{{\"seccomp\":{typed}}}}}");
+        let spec: oci_spec::runtime::Spec = serde_json::from_str(&spec).unwrap();
+        let written = serde_json::to_string(&spec).unwrap();
+        let running: crate::load::Running<'_> =
+            crate::load::parse(Path::new("config.json"), &written).unwrap();
+        assert_eq!(running.seccomp(), Some(typed.as_str()));
+        let other = r#"{"defaultAction": "SCMP_ACT_LOG", "flags": ["SECCOMP_FILTER_FLAG_LOG"]}"#;
+        assert_ne!(compiled(other, cache.path()).unwrap(), path);
+        assert_eq!(load(other, cache.path()).unwrap().flags, sys::seccomp::LOG);
+        assert!(load(r#"{"defaultAction": "SCMP_ACT_LOG", "flags": ["x"]}"#, cache.path()).is_err());
     }
 }
