@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! $CORTEN_CACHE (default $XDG_CACHE_HOME/corten, ~/.cache/corten)
-//!   tools/<module>-<key>/     crictl, critest, kubernetes, CNI plugins; key: hash of the module's go.mod and go.sum
+//!   tools/<module>-<key>/     crictl, critest, kubernetes, CNI plugins; key: hash of the module's go.mod, go.sum and tools.go
 //!   go/                       a Go toolchain, only where the machine has none that can build the tools
 //!   images/busybox-<version>  built from Debian's source
 //!   registry-<key>/           storage of docker-registry with the test images; key: hash of their definitions

@@ -1,7 +1,7 @@
 //! The real clients, pinned in `e2e/tools/*/go.mod` and built through the Go module proxy into the cache.
 //!
-//! Three modules, since their requirements exclude each other. A folder in the cache is named after the hash of go.mod and
-//! go.sum, and is renamed into place when it is complete. Everything is linked statically, so that it runs in the VM too.
+//! Three modules, since their requirements exclude each other. A folder in the cache is named after the hash of go.mod,
+//! go.sum and tools.go, which names the commands, and is renamed into place when it is complete. Everything is linked statically, so that it runs in the VM too.
 //!
 //! Where `go` is missing or cannot build the tools (Debian 12's 1.19 neither knows their language version nor can
 //! switch to a newer toolchain), the toolchain that they need is taken from the Go module proxy as the module
@@ -107,7 +107,7 @@ pub(crate) fn ensure(module: &Module) -> Result<PathBuf> {
 
 fn key(source: &Path) -> Result<String> {
     let mut hash = Sha256::new();
-    for file in ["go.mod", "go.sum"] {
+    for file in ["go.mod", "go.sum", "tools.go"] {
         let path = source.join(file);
         hash.update(std::fs::read(&path).with_context(|| format!("read {}", path.display()))?);
     }
