@@ -159,9 +159,9 @@ fn bring_up_network() -> Result<()> {
     Ok(())
 }
 
-/// Whether this kernel has IPv6; the uml one has not.
+/// Whether this kernel has IPv6. Asking by a socket makes it load the module, where it is one.
 fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
+    std::net::UdpSocket::bind("[::]:0").is_ok()
 }
 
 /// Write the daemon's configuration. What the caller adds comes after ours and wins.

@@ -104,7 +104,7 @@ fn both_families(scene: &Scene) -> Result<()> {
         let listener = inside(scene, &pod, || TcpListener::bind(at))?;
         asked(&listener, at)?;
     }
-    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+    if UdpSocket::bind("[::]:0").is_err() {
         return skip("no IPv6; IPv4 answers");
     }
     ensure!(all.len() == 2 && all[1].is_ipv6(), "{all:?}");

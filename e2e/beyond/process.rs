@@ -124,6 +124,9 @@ fn reaper(scene: &Scene) -> Result<()> {
     let id = scene.run(&pod, SLEEP, |config| {
         let security = security(config);
         security.namespace_options = Some(shared.clone());
+        // the default AppArmor profile lets nobody trace what is not in it
+        let unconfined = security_profile::ProfileType::Unconfined.into();
+        security.apparmor = Some(SecurityProfile { profile_type: unconfined, ..Default::default() });
         let add_capabilities =
             vec!["SYS_PTRACE".to_owned(), "SYS_ADMIN".to_owned(), "DAC_OVERRIDE".to_owned()];
         security.capabilities = Some(Capability { add_capabilities, ..Default::default() });

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::net::{Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -18,7 +19,7 @@ const FILE: &str = "99-corten.conflist";
 /// The text that [`init`] writes. Daemons side by side have different state directories, and need different
 /// bridges and subnets as well.
 pub(crate) fn conflist(config: &Config) -> String {
-    let ipv6 = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|v| v.trim() == "0");
+    let ipv6 = has_ipv6();
     let usable = |subnet: &&String| ipv6 || is_ipv6_subnet(subnet) == Some(false);
     let subnets: Vec<String> = config.network.subnets.iter().filter(usable).cloned().collect();
     network::default_conflist(&network::BridgeNetwork {
@@ -27,6 +28,13 @@ pub(crate) fn conflist(config: &Config) -> String {
         subnets: &subnets,
         data_dir: &config.state_dir.join("bridge"),
     })
+}
+
+/// Whether this node has IPv6. Asking by a socket makes the kernel load it where it is a module that nobody has needed yet.
+fn has_ipv6() -> bool {
+    let known = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok();
+    let off = || fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    known && off().is_ok_and(|value| value.trim() == "0")
 }
 
 /// The network of our own, whose subnets the cluster may choose.
