@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     ];
     let all = parts.iter().flat_map(|(part, tests)| tests.iter().map(move |test| (part, test)));
     for (part, (name, test)) in all {
-        let name = format!("{part}: {name}");
+        let name = format!("{part}, {name}");
         if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
             continue;
         }
