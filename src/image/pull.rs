@@ -322,6 +322,7 @@ fn unpack(inner: &Inner, feed: tokio::sync::mpsc::Receiver<Feed>, expected: &Exp
     written.map_err(|e| Error::io(format!("write {}", path.display()), e))?;
     let layer = LayerState {
         unpublished: Some(scratch),
+        found: false,
         bytes: record.bytes,
         inodes: record.inodes,
         opaque_root: record.opaque_root,

@@ -50,6 +50,10 @@ pub(crate) fn open(settings: Settings) -> Result<(Inner, Vec<Scratch>)> {
     for (id, image) in images(&layout, &settings, &state, &mut trash)? {
         state.images.insert(id, image);
     }
+    let kept = state.kept_layers();
+    for (id, layer) in &mut state.layers {
+        layer.found = !kept.contains(id);
+    }
     let inner = Inner::new(settings, layout, state);
     trash.extend(inner.sweep());
     Ok((inner, trash))
@@ -73,6 +77,7 @@ fn layer(layout: &Layout, path: &Path) -> io::Result<(Digest, LayerState)> {
         inodes: record.inodes,
         opaque_root: record.opaque_root,
         has_implicit: !record.implicit.is_empty(),
+        found: false,
         since: Instant::now(),
     };
     Ok((record.diff_id, layer))

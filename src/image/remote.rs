@@ -160,10 +160,10 @@ impl Remote {
         loop {
             let (at, document) = self.read_document(ask, limit, start).await?;
             let Some(wanted) = digest else { return Ok(document) };
-            match hash::check(&document.bytes, wanted) {
-                Ok(()) => return Ok(document),
-                Err(_) if at + 1 < self.hosts.len() => start = at + 1,
-                Err(found) => {
+            match (hash::check(&document.bytes, wanted), self.after(ask, at)) {
+                (Ok(()), _) => return Ok(document),
+                (Err(_), Some(next)) => start = next,
+                (Err(found), None) => {
                     let place = self.place(&self.hosts[at], ask);
                     return Err(Error::new(Kind::Corrupt, format!("{place}: what came has digest {found}")));
                 }
@@ -171,7 +171,8 @@ impl Remote {
         }
     }
 
-    async fn read_document(&self, ask: &Ask, limit: usize, start: usize) -> Result<(usize, Document)> {
+    /// From the hosts from `start` on. One that begins an answer and does not end it is asked again only when it is the last.
+    async fn read_document(&self, ask: &Ask, limit: usize, mut start: usize) -> Result<(usize, Document)> {
         let mut tries = 0;
         loop {
             let (at, response) = self.request(ask, start).await?;
@@ -180,6 +181,12 @@ impl Remote {
             match read(response, limit, &place, self.settings.progress_timeout).await {
                 Ok(bytes) => return Ok((at, Document { bytes, media_type })),
                 Err(failure) => {
+                    if let Some(next) = self.after(ask, at) {
+                        tracing::debug!(error = %failure.error, "asking the next host");
+                        self.health.mark(&self.hosts[at].endpoint.base, self.settings.dead_mirror);
+                        start = next;
+                        continue;
+                    }
                     tries += 1;
                     if failure.again == Again::No || tries >= self.settings.attempts {
                         return Err(failure.error);
@@ -190,10 +197,21 @@ impl Remote {
         }
     }
 
+    /// The hosts from `start` on that may be asked this.
+    fn able(&self, ask: &Ask, start: usize) -> impl Iterator<Item = usize> {
+        let resolve = ask.resolve;
+        let able = move |host: &Host| if resolve { host.endpoint.resolve } else { host.endpoint.pull };
+        (start..self.hosts.len()).filter(move |at| able(&self.hosts[*at]))
+    }
+
+    /// Who is to be asked when host `at` did not give what it should have.
+    fn after(&self, ask: &Ask, at: usize) -> Option<usize> {
+        self.able(ask, at + 1).next()
+    }
+
     /// Asks the hosts from `start` on; the answer is a good one, with its body still to come.
     pub(crate) async fn request(&self, ask: &Ask, start: usize) -> Result<(usize, Response)> {
-        let able = |host: &Host| if ask.resolve { host.endpoint.resolve } else { host.endpoint.pull };
-        let mut list: Vec<usize> = (start..self.hosts.len()).filter(|at| able(&self.hosts[*at])).collect();
+        let mut list: Vec<usize> = self.able(ask, start).collect();
         let alive: Vec<usize> =
             list.iter().copied().filter(|at| !self.health.is_dead(&self.hosts[*at].endpoint.base)).collect();
         if !alive.is_empty() {

@@ -8,13 +8,13 @@
 //!
 //! A layer counts when `layers/<diff id>/layer.json` is there: the directory was unpacked below `tmp/`, the file system
 //! was synced, and then it was renamed. An image counts when its record is there and all of its layers count. The record
-//! is written last. So after a crash whatever is half done lies below `tmp/`, or is a layer or document that no record
-//! names; both are removed at the next open.
+//! is written last. So after a crash whatever is half done lies below `tmp/`, or is a document that no record names: both are
+//! removed at the next open. A layer that no record names is whole, and may be wanted by the pull that comes next.
 //!
 //! # Who keeps a layer
 //!
 //! Images, holds (containers) and running pulls. What nobody keeps is swept: at once when it was published, after
-//! [`Settings::spare_layers`] when it is left over from a pull that failed.
+//! [`Settings::spare_layers`] when it is left over from a pull that failed, or from an earlier daemon.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
@@ -87,6 +87,9 @@ pub(crate) struct LayerState {
     pub(crate) inodes: u64,
     pub(crate) opaque_root: bool,
     pub(crate) has_implicit: bool,
+    /// It was there when the daemon started, without an image that has it: the image's record may be what is lost, and the
+    /// next pull wants it.
+    pub(crate) found: bool,
     pub(crate) since: Instant,
 }
 

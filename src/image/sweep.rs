@@ -21,7 +21,8 @@ impl Inner {
             .layers
             .iter()
             .filter(|(id, layer)| {
-                !kept.contains(*id) && (layer.unpublished.is_none() || layer.since.elapsed() >= spare)
+                let wanted_soon = layer.unpublished.is_some() || layer.found;
+                !kept.contains(*id) && (!wanted_soon || layer.since.elapsed() >= spare)
             })
             .map(|(id, _)| id.clone())
             .collect();

@@ -468,6 +468,30 @@ async fn mirrors_in_order_and_dead_ones_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_breaks_off_or_falls_silent_in_a_document_is_left() {
+    let scene = Scene::new().await;
+    let store = scene.store().await;
+    let added = scene.registry.add("app", "1", &one(b"whole"));
+    let manifest = "/manifests/1";
+    for (n, (part, fault)) in
+        [(manifest, Fault::Break(9)), (added.id.as_str(), Fault::Break(9)), (manifest, Fault::Stall(9))]
+            .into_iter()
+            .enumerate()
+    {
+        let mirror = Registry::start().await;
+        mirror.add("app", "1", &one(b"whole"));
+        mirror.plan(part, 9, fault);
+        let hosts =
+            format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", scene.registry.host(), mirror.host());
+        let name = format!("registry{n}.test");
+        scene.hosts(&name, &hosts);
+        assert_eq!(store.pull(&format!("{name}/app:1"), None).await.unwrap(), added.id);
+        assert_eq!(mirror.count(part), 1, "{part}");
+        store.remove(&format!("{name}/app:1")).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn plain_http_only_where_it_is_allowed() {
     let scene = Scene::new().await;
     let store = scene.store().await;
@@ -615,7 +639,10 @@ async fn what_a_path_of_an_image_leads_to() {
 async fn a_store_that_lost_something_drops_only_that() {
     let scene = Scene::new().await;
     let shared = gzip(&[("shared", b"s")]);
-    let image = |n: u8| Image { layers: vec![shared.clone(), gzip(&[("own", &[n])])], ..Image::default() };
+    let image = |n: u8| Image {
+        layers: vec![shared.clone(), gzip(&[("whole", &[n])]), gzip(&[("own", &[n])])],
+        ..Image::default()
+    };
     let added: Vec<_> = (0..3).map(|n| scene.registry.add("x/y", &n.to_string(), &image(n))).collect();
     let names: Vec<String> = (0..3).map(|n| scene.registry.name(&format!("x/y:{n}"))).collect();
     {
@@ -627,18 +654,20 @@ async fn a_store_that_lost_something_drops_only_that() {
     let root = scene.dir.path().join("images");
     let layer = |diff_id: &str| root.join("layers").join(&diff_id[7..]);
     // as after a power cut: a layer without its record, an empty image record, rubbish below tmp
-    std::fs::remove_file(layer(&added[0].diff_ids[1]).join("layer.json")).unwrap();
+    std::fs::remove_file(layer(&added[0].diff_ids[2]).join("layer.json")).unwrap();
     std::fs::write(root.join("records").join(format!("{}.json", &added[1].id[7..])), "").unwrap();
     std::fs::create_dir_all(root.join("tmp/0/fs/x")).unwrap();
     let store = scene.store().await;
     assert_eq!(store.list().iter().map(|i| i.id.clone()).collect::<Vec<_>>(), [added[2].id.clone()]);
     scene.wait_for("tmp is emptied", |s| s.entries("tmp").is_empty()).await;
-    assert_eq!(scene.entries("layers").len(), 2);
+    assert_eq!(scene.entries("layers").len(), 6, "all but the incomplete one");
     for name in &names {
         store.pull(name, None).await.unwrap();
     }
-    assert_eq!(scene.registry.count(&added[0].blobs[0]), 1, "the shared layer stayed");
-    assert_eq!(scene.registry.count(&added[0].blobs[1]), 2);
+    let fetched =
+        |image: usize| added[image].blobs.iter().map(|b| scene.registry.count(b)).collect::<Vec<_>>();
+    assert_eq!(fetched(0)[..3], [1, 1, 2], "what was complete stayed");
+    assert_eq!(fetched(1)[..3], [1, 1, 1]);
     let error = Store::open(scene.settings()).await.err().unwrap();
     assert!(error.to_string().contains("in use"), "{error}");
 }
