@@ -101,13 +101,14 @@ pub(crate) enum Verdict {
     Refuse(Refusal),
 }
 
-/// RunPodSandbox for an identity that a pod of this stage has; `same`: its configuration equals the request's.
+/// RunPodSandbox for an identity that a pod of this stage has; `same`: its configuration equals the request's. While it is being
+/// made that does not count: a kubelet that gave up waiting stamps what it sends anew (annotations, paths of its own).
 pub(crate) fn run_pod(stage: PodStage, same: bool) -> Verdict {
     match (stage, same) {
         // it frees its identity when it is gone
         (PodStage::Removing, _) => Verdict::After,
+        (PodStage::Creating, _) => Verdict::Join,
         (_, false) => Verdict::Refuse(Refusal::Taken),
-        (PodStage::Creating, true) => Verdict::Join,
         (PodStage::Ready, true) => Verdict::AlreadySo,
         (PodStage::Stopping | PodStage::Owing | PodStage::Stopped, true) => {
             Verdict::Refuse(Refusal::TakenByStopped)
@@ -139,8 +140,9 @@ pub(crate) fn create(pod: PodStage, existing: Option<(Stage, bool)>) -> Verdict 
     match existing {
         None => Verdict::Do,
         Some((Stage::Removing, _)) => Verdict::After,
+        // as with pods: a kubelet takes a new path for the termination log each time
+        Some((Stage::Creating, _)) => Verdict::Join,
         Some((_, false)) => Verdict::Refuse(Refusal::Taken),
-        Some((Stage::Creating, true)) => Verdict::Join,
         Some((_, true)) => Verdict::AlreadySo,
     }
 }
@@ -319,13 +321,13 @@ mod tests {
         assert_eq!(pod_row(|s| pod(s, PodVerb::Stop)), "ADJDSA");
         assert_eq!(pod_row(|s| pod(s, PodVerb::Remove)), "AKADDJ");
         assert_eq!(pod_row(|s| run_pod(s, true)), "JSRRRA");
-        assert_eq!(pod_row(|s| run_pod(s, false)), "RRRRRA");
+        assert_eq!(pod_row(|s| run_pod(s, false)), "JRRRRA");
     }
 
     #[test]
     fn a_repeated_create_finds_the_container() {
         //                                                           Creating … Removing
         assert_eq!(row(|s| create(PodStage::Ready, Some((s, true)))), "JSSSSSA");
-        assert_eq!(row(|s| create(PodStage::Ready, Some((s, false)))), "RRRRRRA");
+        assert_eq!(row(|s| create(PodStage::Ready, Some((s, false)))), "JRRRRRA");
     }
 }
