@@ -37,6 +37,8 @@ struct State {
     reset: bool,
     /// The reader has not taken anything for too long, and the stream was thrown away for that.
     given_up: bool,
+    /// Bytes that had come when the stream was thrown away: they are counted as taken with the end of the source.
+    uncounted: usize,
     /// Nobody reads: what comes is thrown away.
     unread: bool,
 }
@@ -110,8 +112,10 @@ impl Feed {
     fn throw_away(&self, given_up: bool) {
         let mut state = self.0.lock();
         state.given_up |= given_up && !state.reset;
-        // what has come is dropped, and counted, with the source
         state.reset = true;
+        // its reader may have long to wait for something else: what has come does not wait with it
+        let come = std::mem::take(&mut state.buffer);
+        state.uncounted += come.len();
         drop(state);
         self.0.readable.notify_one();
         self.0.writable.notify_one();
@@ -191,7 +195,7 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         let mut state = self.inbox.lock();
-        let left = state.buffer.len();
+        let left = state.buffer.len() + state.uncounted;
         (state.unread, state.buffer) = (true, Vec::new());
         drop(state);
         self.inbox.writable.notify_one();
@@ -237,6 +241,7 @@ mod tests {
         let mut source = source.when_taken(move |n| *count.lock().expect("count") += n);
         assert_eq!(feed.push_beyond(b"abcdefgh", 2), (6, 0));
         feed.give_up();
+        assert_eq!(feed.0.lock().buffer.capacity(), 0, "nothing is kept for a late reader");
         assert_eq!(feed.push_beyond(b"more", 2), (4, 4), "thrown away");
         assert_eq!(source.take(&mut Vec::new()).await, Err(Reset));
         assert!(source.is_given_up());
