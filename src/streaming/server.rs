@@ -40,7 +40,9 @@ const HEADERS_TIME: Duration = Duration::from_secs(10);
 /// For a request's headers.
 const HEADERS_SPACE: usize = 64 << 10;
 
-/// A client that does not even answer the kernel is gone after two minutes: it is asked after so many seconds of silence,…
+/// A client that does not even answer the kernel is gone after two minutes, unless there are bytes on their way to it: those the
+/// kernel sends again for a quarter of an hour, as often as `net.ipv4.tcp_retries2` says. (A limit for these as well, `TCP_USER_TIMEOUT`,
+/// would end clients that are there and do not read for a while.) It is asked after so many seconds of silence,…
 const KEEPALIVE_SECONDS: u32 = 60;
 
 /// …then again after so many, …
