@@ -18,6 +18,7 @@ pub(crate) mod signal;
 
 use std::fmt::Display;
 
+use engine::config::Asked;
 use engine::{Error, Kind, Result};
 
 /// A field that contradicts itself or the interface.
@@ -31,8 +32,9 @@ pub(crate) fn unsupported(field: impl Display, what: &str) -> Error {
 }
 
 /// A configuration as JSON, to be given back by verbose answers.
-fn asked(message: &impl serde::Serialize) -> Result<String> {
-    serde_json::to_string(message).map_err(|e| Error::because(Kind::Internal, "keep what was asked for", e))
+fn asked(message: &impl serde::Serialize) -> Result<Asked> {
+    let text = serde_json::to_string(message);
+    text.map(Asked).map_err(|e| Error::because(Kind::Internal, "keep what was asked for", e))
 }
 
 /// A message or string that must be there.

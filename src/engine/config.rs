@@ -74,9 +74,23 @@ pub struct PodConfig {
     /// RuntimeClass handler; empty: the default.
     #[serde(default)]
     pub runtime_handler: String,
-    /// The request's own configuration as JSON, for verbose answers; empty in records of earlier versions.
+    /// The request's own configuration.
     #[serde(default)]
-    pub asked: String,
+    pub asked: Asked,
+}
+
+/// A request's own configuration as JSON, for verbose answers; empty in records of earlier versions.
+///
+/// Any two are equal: a client that repeats its request after an upgrade asks for what the earlier version has written down, and all
+/// that counts stands in the other fields.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Asked(pub String);
+
+impl PartialEq for Asked {
+    fn eq(&self, _: &Asked) -> bool {
+        true
+    }
 }
 
 /// What a pod may use as a whole: what the kubelet tells after it has changed the pod's cgroup.
@@ -226,9 +240,9 @@ pub struct ContainerConfig {
     /// Overrides the image's stop signal; a signal number.
     #[serde(default)]
     pub stop_signal: Option<i32>,
-    /// The request's own configuration as JSON, for verbose answers; empty in records of earlier versions.
+    /// The request's own configuration.
     #[serde(default)]
-    pub asked: String,
+    pub asked: Asked,
 }
 
 /// Direction in which mounts under a mount point spread (CRI MountPropagation).
@@ -382,4 +396,25 @@ pub struct SecurityContext {
     pub selinux: [String; 4],
     /// Means nothing any more: see [`Namespaces::user`].
     pub user_namespace: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_record_of_an_earlier_version_is_what_is_asked_for_again() {
+        let name = json!({"name": "p", "uid": "u", "namespace": "n", "attempt": 0});
+        let namespaces = json!({"network": "pod", "pid": "container", "ipc": "pod"});
+        let old: PodConfig =
+            serde_json::from_value(json!({"name": name, "namespaces": namespaces})).expect("a record");
+        let again = PodConfig { asked: Asked(r#"{"metadata":{}}"#.to_owned()), ..old.clone() };
+        assert_eq!(again, old);
+        assert_ne!(PodConfig { hostname: "other".to_owned(), ..again }, old);
+        let old: ContainerConfig =
+            serde_json::from_value(json!({"name": "c", "attempt": 0, "image": "i"})).expect("a record");
+        assert_eq!(ContainerConfig { asked: Asked("{}".to_owned()), ..old.clone() }, old);
+    }
 }

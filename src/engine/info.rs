@@ -22,7 +22,7 @@ pub(crate) fn pod(view: &PodView) -> Value {
         "cgroup": view.cgroup,
         "stage": format!("{:?}", view.stage),
         "runtimeHandler": status.config.runtime_handler,
-        "config": asked(&status.config.asked, || json!(*status.config)),
+        "config": asked(&status.config.asked.0, || json!(*status.config)),
         "overhead": status.limits.overhead.as_ref().unwrap_or(&status.config.overhead),
         "resources": status.limits.resources.as_ref().unwrap_or(&status.config.resources),
         "runtimeSpec": pod_spec(status, &view.cgroup),
@@ -43,7 +43,7 @@ pub(crate) fn container(view: &ContainerView, spec: Value) -> Value {
         "stage": format!("{:?}", view.stage),
         "removing": view.stage == Stage::Removing,
         "privileged": status.config.security.privileged,
-        "config": asked(&status.config.asked, || json!(*status.config)),
+        "config": asked(&status.config.asked.0, || json!(*status.config)),
         "runtimeSpec": spec,
     })
 }

@@ -372,7 +372,7 @@ mod tests {
             sandbox_config: None,
         };
         let (_, config) = create(request).unwrap();
-        let asked: serde_json::Value = serde_json::from_str(&config.asked).unwrap();
+        let asked: serde_json::Value = serde_json::from_str(&config.asked.0).unwrap();
         let expected = serde_json::json!({
             "metadata": {"name": "app", "attempt": 2},
             "image": {"image": "busybox"},

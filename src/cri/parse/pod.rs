@@ -294,6 +294,6 @@ mod tests {
         };
         let config = run(wire::RunPodSandboxRequest { config: Some(from), ..Default::default() }).unwrap();
         let expected = r#"{"metadata":{"name":"web","uid":"u"},"dns_config":{"servers":["10.0.0.10"]},"port_mappings":[{"container_port":80,"host_port":8080}],"linux":{"cgroup_parent":"/kubepods/x","sysctls":{"net.ipv4.ip_forward":"1"}}}"#;
-        assert_eq!(config.asked, expected);
+        assert_eq!(config.asked.0, expected);
     }
 }

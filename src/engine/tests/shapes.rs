@@ -272,7 +272,8 @@ async fn the_requests_own_words_come_back_also_from_the_next_daemon() {
     let node = Node::new().await;
     let engine = node.open().await;
     let (mut pod, mut container) = (node.pod("p"), node.container("c", "sleep 1000"));
-    (pod.asked, container.asked) = (r#"{"hostname":"as asked"}"#.into(), r#"{"tty":"as asked"}"#.into());
+    let asked = |text: &str| engine::config::Asked(text.to_owned());
+    (pod.asked, container.asked) = (asked(r#"{"hostname":"as asked"}"#), asked(r#"{"tty":"as asked"}"#));
     let pod = engine.run_pod(pod).await.unwrap();
     let id = engine.create_container(pod.as_str(), container).await.unwrap();
     engine.drain().await;
