@@ -241,11 +241,7 @@ impl Engine {
     }
 
     pub(crate) fn containers(&self, filter: &ContainerFilter) -> Vec<ContainerView> {
-        let mut found = Vec::new();
-        for view in self.ctx.index.pods().iter().map(PodHandle::look).filter(|view| view.listed) {
-            found.extend(view.containers.values().filter(|container| container.matches(filter)).cloned());
-        }
-        found
+        self.look_at(filter, ContainerView::clone)
     }
 
     /// The containers that match.
@@ -259,10 +255,14 @@ impl Engine {
         filter: &ContainerFilter,
         look: impl Fn(&ContainerStatus) -> T,
     ) -> Vec<T> {
+        self.look_at(filter, |container| look(&container.status))
+    }
+
+    fn look_at<T>(&self, filter: &ContainerFilter, look: impl Fn(&ContainerView) -> T) -> Vec<T> {
         let mut found = Vec::new();
         for view in self.ctx.index.pods().iter().map(PodHandle::look).filter(|view| view.listed) {
             let matching = view.containers.values().filter(|container| container.matches(filter));
-            found.extend(matching.map(|container| look(&container.status)));
+            found.extend(matching.map(&look));
         }
         found
     }
