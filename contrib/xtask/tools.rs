@@ -1,7 +1,8 @@
 //! The real clients, pinned in `e2e/tools/*/go.mod` and built through the Go module proxy into the cache.
 //!
 //! Three modules, since their requirements exclude each other. A folder in the cache is named after the hash of go.mod,
-//! go.sum and tools.go, which names the commands, and is renamed into place when it is complete. Everything is linked statically, so that it runs in the VM too.
+//! go.sum and tools.go, which names the commands, and is renamed into place when it is complete. Everything is linked
+//! statically, so that it runs in the VM too.
 //!
 //! Where `go` is missing or cannot build the tools (Debian 12's 1.19 neither knows their language version nor can
 //! switch to a newer toolchain), the toolchain that they need is taken from the Go module proxy as the module

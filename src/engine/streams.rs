@@ -74,7 +74,8 @@ pub struct ExecSession {
     pub stderr: Option<Output>,
     /// Its terminal.
     pub terminal: Option<Terminal>,
-    /// Its exit code, 128 + signal when one has ended it; an error when it was killed because its container was removed. Dropping this before kills the process and what it has started.
+    /// Its exit code, 128 + signal when one has ended it; an error when it was killed because its container was removed. Dropping
+    /// this before kills the process and what it has started.
     pub end: BoxFuture<'static, Result<i32>>,
 }
 
