@@ -294,7 +294,10 @@ impl Network {
         if self.0.state().stuck || !self.has_retired().await {
             return;
         }
-        if let Some(_collecting) = self.0.collecting().await {
+        if let Some(_collecting) = self.0.collecting().await
+            // of many pods that come and go at once, one does it for all
+            && self.has_retired().await
+        {
             self.plugins_collect().await;
         }
         let stuck = self.has_retired().await;
