@@ -150,12 +150,14 @@ impl Swap {
             ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
             Ok(())
         };
+        // from here on it is removed, also when it is of no use
+        let swap = Swap(file.clone());
         std::fs::write(&file, vec![0; 96 << 20]).context("a file to swap to")?;
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
         run("mkswap", &[])?;
         match run("swapon", &[]) {
-            Ok(()) => Ok(Swap(file)),
+            Ok(()) => Ok(swap),
             Err(e) => skip(format!("no swapping to a file: {e:#}")),
         }
     }

@@ -10,7 +10,8 @@
 //! | `gates` | the same with PodAndContainerStatsFromCRI and EventedPLEG | `gates`, `figures`, `events` |
 //! | `cluster` | a kubelet, an API server and kubectl | `cluster`, `streams`, `debugging`, `resize` |
 //!
-//! Must never happen: that a process, mount or cgroup of it is still there when it ends, however it ends.
+//! Must never happen: that a process, mount or cgroup of it is still there when it ends, whether its steps passed or not. (One
+//! that is killed takes nothing away; the node's leak check names what is left.)
 
 #![forbid(unsafe_code)]
 
