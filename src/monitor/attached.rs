@@ -120,7 +120,7 @@ impl Supervisor {
     /// A container has ended and its exit is on disk: its clients are told when they have everything.
     pub(crate) fn dismiss_clients(&mut self, key: Key) {
         let Some(container) = self.containers.get_mut(&key) else { return };
-        let Some(last) = farewell(container) else { return };
+        let Some(last) = last_reply(container) else { return };
         for client in container.output.dismiss(&self.events) {
             if client.has_all() {
                 self.answer(client.peer, &last);
@@ -178,7 +178,7 @@ fn lend(container: &mut Container, peer: Key, stdin: bool) -> std::io::Result<(R
 }
 
 /// What clients are told of a container's end.
-fn farewell(container: &Container) -> Option<Reply> {
+fn last_reply(container: &Container) -> Option<Reply> {
     let Phase::Ended { known, exit, .. } = &container.phase else { return None };
     if container.removal.is_some() {
         return Some(Reply::Detached { reason: "the container was removed".to_owned() });
