@@ -103,6 +103,8 @@ fn pair(waiting: &mut HashMap<String, Waiting>, stream: spdy::Stream) -> Option<
         (None, Kind::Error) => stream.id().to_string(),
         (None, Kind::Data) => stream.id().saturating_sub(2).to_string(),
     };
+    // what the client has thrown away waits for nothing: no more wait than can be open
+    waiting.retain(|_, pair| !pair.half.1.is_gone());
     match waiting.remove(&id) {
         None => {
             let half = accept(stream);

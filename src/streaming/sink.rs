@@ -33,6 +33,14 @@ impl Sink {
         }
     }
 
+    /// Whether the client has thrown the stream away, or has gone (as far as the protocol can say so).
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Sink::Spdy(sink) => sink.is_gone(),
+            Sink::Channel(_) => false,
+        }
+    }
+
     /// Wait until the client throws the stream away, or has gone (as far as the protocol can say so).
     pub(crate) async fn gone(&self) {
         match self {

@@ -435,6 +435,11 @@ impl Sink {
         }
     }
 
+    /// Whether the client has thrown the stream away, or has gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        !self.session.lock().is_open(self.id)
+    }
+
     /// Wait until the client throws the stream away, or has gone.
     pub(crate) async fn gone(&self) {
         let shared = &self.session.0;
@@ -442,7 +447,7 @@ impl Sink {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if !self.session.lock().is_open(self.id) {
+            if self.is_gone() {
                 return;
             }
             changed.await;
@@ -467,8 +472,7 @@ impl Sink {
 
 impl Drop for Sink {
     fn drop(&mut self) {
-        let open = self.session.lock().is_open(self.id);
-        if open {
+        if !self.is_gone() {
             self.session.reset(self.id, self.status);
         }
     }

@@ -52,6 +52,24 @@ async fn many_connections_at_once_each_half_closed() {
 }
 
 #[tokio::test]
+async fn half_of_a_pair_that_was_thrown_away_waits_for_nothing() {
+    let (server, _) = server(Settings::default()).await;
+    let port = late_echo().await;
+    let mut client = Client::connect(&server.forward_url(forward()).expect("a URL"), PROTOCOL).await;
+    // before its end and after it: neither is taken for half of what comes next
+    for (request, fin) in [("1", false), ("2", true)] {
+        let text = port.to_string();
+        let dead = client.open(&[("streamtype", "data"), ("port", &text), ("requestid", request)]).await;
+        client.send(dead, b"dead", fin).await;
+        client.reset(dead).await;
+        let (_, data) = pair(&mut client, request, port).await;
+        client.send(data, b"x", true).await;
+        client.until(|client| client.ended.contains(&data)).await;
+        assert_eq!(client.text(data), "hello x");
+    }
+}
+
+#[tokio::test]
 async fn nobody_listens() {
     let (server, _) = server(Settings::default()).await;
     let free = TcpListener::bind("127.0.0.1:0").await.expect("listens");
