@@ -4,6 +4,8 @@
 //! both ends, block I/O weights 10…1000 become 1…10000, `swap` is memory + swap in the config and on
 //! v1, swap alone on v2. `-1` means unlimited. What the node has no controller for is an error that names it.
 
+use std::collections::BTreeMap;
+
 use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
 use sys::cgroup::{Cgroup, Layout, Version};
 
@@ -16,8 +18,18 @@ pub(crate) struct Write {
     controller: &'static str,
     file: String,
     value: String,
-    /// An old kernel, or a driver, may lack this file: then the limit cannot be had and need not be.
-    optional: bool,
+    absent: Absent,
+}
+
+/// What a node means that lacks the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Absent {
+    /// The limit cannot be had, which is an error.
+    Refused,
+    /// An old kernel, or a driver, may lack it: then the limit cannot be had and need not be.
+    Left,
+    /// One I/O scheduler or another has it: one of all files for this field must be there.
+    Elsewhere(String),
 }
 
 #[derive(Default)]
@@ -25,11 +37,26 @@ struct Writes(Vec<Write>);
 
 impl Writes {
     fn add(&mut self, controller: &'static str, file: impl Into<String>, value: impl ToString) {
-        self.0.push(Write { controller, file: file.into(), value: value.to_string(), optional: false });
+        self.0.push(Write {
+            controller,
+            file: file.into(),
+            value: value.to_string(),
+            absent: Absent::Refused,
+        });
     }
 
     fn add_optional(&mut self, controller: &'static str, file: impl Into<String>, value: impl ToString) {
-        self.0.push(Write { controller, file: file.into(), value: value.to_string(), optional: true });
+        self.0.push(Write { controller, file: file.into(), value: value.to_string(), absent: Absent::Left });
+    }
+}
+
+impl Writes {
+    /// A weight of block I/O: whichever of the files is there.
+    fn add_weight(&mut self, field: &str, controller: &'static str, files: &[(&str, String)]) {
+        for (file, value) in files {
+            let absent = Absent::Elsewhere(field.to_owned());
+            self.0.push(Write { controller, file: (*file).to_owned(), value: value.clone(), absent });
+        }
     }
 }
 
@@ -91,8 +118,15 @@ pub(crate) fn set(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     if version("memory") == Some(Version::V2) {
         check_memory(cgroup, resources)?;
     }
+    let mut weights: BTreeMap<String, bool> = BTreeMap::new();
     for write in writes(resources, &version)? {
-        apply(cgroup, &write)?;
+        let taken = apply(cgroup, &write)?;
+        if let Absent::Elsewhere(field) = write.absent {
+            *weights.entry(field).or_default() |= taken;
+        }
+    }
+    if let Some((field, _)) = weights.iter().find(|(_, taken)| !**taken) {
+        return Err(Error::unsupported("set limit", field, "no I/O scheduler of this node weighs cgroups"));
     }
     for (file, value) in resources.unified().iter().flatten() {
         if file.contains('/') || !file.contains('.') {
@@ -139,14 +173,28 @@ fn check_memory(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     }
 }
 
-fn apply(cgroup: &Cgroup, write: &Write) -> Result<()> {
+/// `false`: the node has no such file, and need not have it.
+fn apply(cgroup: &Cgroup, write: &Write) -> Result<bool> {
     let what = format!("{}={}", write.file, write.value);
+    let has_controller = || Layout::host().is_ok_and(|layout| layout.controller(write.controller).is_some());
     match cgroup.write(write.controller, &write.file, &write.value) {
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) && !write.optional => {
+        Ok(()) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) && has_controller() => {
+            Err(Error::invalid("set limit", what, "there is no such device"))
+        }
+        Err(e)
+            if write.absent != Absent::Refused
+                && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) =>
+        {
+            Ok(false)
+        }
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {
             let why = format!("this node has no {} controller", write.controller);
             Err(Error::unsupported("set limit", what, why))
         }
-        Err(e) if write.optional && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) && write.controller == "hugetlb" => {
+            Err(Error::unsupported("set limit", what, "this node has no pages of that size"))
+        }
         // Lowering a limit below what is used, on v1.
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) && write.controller == "memory" => {
             Err(Error::invalid("set limit", what, "more memory is in use"))
@@ -155,7 +203,7 @@ fn apply(cgroup: &Cgroup, write: &Write) -> Result<()> {
             Err(Error::invalid("set limit", what, "not all of them are there and in the parent cgroup"))
         }
         Err(e) if is_refused(&e) => Err(Error::invalid("set limit", what, "the kernel takes no such value")),
-        other => other.step("set limit", what),
+        other => other.step("set limit", what).map(|()| true),
     }
 }
 
@@ -365,23 +413,35 @@ fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
-fn io_v1(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
-    if let Some(weight) = io.weight().filter(|w| *w != 0) {
-        // one scheduler (CFQ, then BFQ) or another has the file; without one there is nothing to weigh
-        writes.add_optional("blkio", "blkio.weight", weight);
-        writes.add_optional("blkio", "blkio.bfq.weight", weight);
+/// A weight of block I/O that is asked for; 0 is none.
+fn weight_of(field: &str, weight: Option<u16>) -> Result<Option<u16>> {
+    match weight {
+        None | Some(0) => Ok(None),
+        Some(10..=1000) => Ok(weight),
+        Some(_) => Err(invalid(field, "is not from 10 to 1000")),
     }
-    if let Some(weight) = io.leaf_weight().filter(|w| *w != 0) {
-        writes.add_optional("blkio", "blkio.leaf_weight", weight);
+}
+
+fn io_v1(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
+    if let Some(weight) = weight_of("blockIO.weight", io.weight())? {
+        let weight = weight.to_string();
+        let files = [("blkio.weight", weight.clone()), ("blkio.bfq.weight", weight)];
+        writes.add_weight("blockIO.weight", "blkio", &files);
+    }
+    if let Some(weight) = weight_of("blockIO.leafWeight", io.leaf_weight())? {
+        writes.add_weight("blockIO.leafWeight", "blkio", &[("blkio.leaf_weight", weight.to_string())]);
     }
     for device in io.weight_device().iter().flatten() {
         let number = format!("{}:{}", device.major(), device.minor());
-        if let Some(weight) = device.weight() {
-            writes.add_optional("blkio", "blkio.weight_device", format!("{number} {weight}"));
-            writes.add_optional("blkio", "blkio.bfq.weight_device", format!("{number} {weight}"));
+        let field = format!("blockIO.weightDevice of {number}");
+        if let Some(weight) = weight_of(&field, device.weight())? {
+            let value = format!("{number} {weight}");
+            let files = [("blkio.weight_device", value.clone()), ("blkio.bfq.weight_device", value)];
+            writes.add_weight(&field, "blkio", &files);
         }
-        if let Some(weight) = device.leaf_weight() {
-            writes.add_optional("blkio", "blkio.leaf_weight_device", format!("{number} {weight}"));
+        let field = format!("blockIO.weightDevice (leafWeight) of {number}");
+        if let Some(weight) = weight_of(&field, device.leaf_weight())? {
+            writes.add_weight(&field, "blkio", &[("blkio.leaf_weight_device", format!("{number} {weight}"))]);
         }
     }
     for (name, list) in throttles(io) {
@@ -402,9 +462,9 @@ fn io_v2(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
     if io.leaf_weight().is_some_and(|w| w != 0) {
         return Err(Error::unsupported("set limit", "blockIO.leafWeight", "exists on cgroup v1 only"));
     }
-    if let Some(weight) = io.weight().filter(|w| *w != 0) {
-        writes.add_optional("io", "io.bfq.weight", weight);
-        writes.add_optional("io", "io.weight", io_weight(weight));
+    if let Some(weight) = weight_of("blockIO.weight", io.weight())? {
+        let files = [("io.bfq.weight", weight.to_string()), ("io.weight", io_weight(weight).to_string())];
+        writes.add_weight("blockIO.weight", "io", &files);
     }
     for device in io.weight_device().iter().flatten() {
         if device.leaf_weight().is_some_and(|w| w != 0) {
@@ -414,9 +474,14 @@ fn io_v2(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
                 "exists on cgroup v1 only",
             ));
         }
-        if let Some(weight) = device.weight() {
-            let number = format!("{}:{}", device.major(), device.minor());
-            writes.add_optional("io", "io.weight", format!("{number} {}", io_weight(weight)));
+        let number = format!("{}:{}", device.major(), device.minor());
+        let field = format!("blockIO.weightDevice of {number}");
+        if let Some(weight) = weight_of(&field, device.weight())? {
+            let files = [
+                ("io.bfq.weight", format!("{number} {weight}")),
+                ("io.weight", format!("{number} {}", io_weight(weight))),
+            ];
+            writes.add_weight(&field, "io", &files);
         }
     }
     for (name, list) in throttles(io) {

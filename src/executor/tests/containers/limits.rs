@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("limits::values_arrive", values_arrive),
     ("limits::running_out_of_memory", running_out_of_memory),
     ("limits::what_cannot_be_set_is_told", what_cannot_be_set_is_told),
+    ("limits::weights_are_never_ignored", weights_are_never_ignored),
     ("limits::pids", pids),
     ("limits::cpusets_are_inherited", cpusets_are_inherited),
     ("limits::devices", devices),
@@ -88,6 +89,39 @@ fn what_cannot_be_set_is_told() {
     let memory = refused(json!({"memory": {"limit": 8192, "swap": 8192}}));
     assert_eq!(memory.kind, executor::Kind::Invalid, "{memory}");
     assert!(memory.to_string().contains("memory"), "{memory}");
+}
+
+/// Which files there are depends on the kernel's I/O schedulers: a weight is in one of them, or is refused by name.
+fn weights_are_never_ignored() {
+    let controller = if version("blkio").is_some() { "blkio" } else { "io" };
+    if skip("weights_are_never_ignored", controller) {
+        return;
+    }
+    let ask = |block_io: serde_json::Value| {
+        let mut bundle = Bundle::new("sleep 1000");
+        bundle.config["linux"]["resources"] = json!({ "blockIO": block_io });
+        bundle.start().map(|(container, _)| {
+            let files = ["blkio.weight", "blkio.bfq.weight", "io.bfq.weight", "io.weight"];
+            let read = |file: &&str| container.cgroup.read(controller, file).ok();
+            let found: String = files.iter().filter_map(read).collect();
+            end(&container);
+            found
+        })
+    };
+    match ask(json!({"weight": 500})) {
+        Ok(found) => assert!(found.contains("500") || found.contains("4950"), "{found:?}"),
+        Err(error) => assert!(error.to_string().contains("blockIO.weight"), "{error}"),
+    }
+    for (asked, told) in [
+        (json!({"weight": 5000}), "from 10 to 1000"),
+        (json!({"weight": 9}), "from 10 to 1000"),
+        (json!({"leafWeight": 500}), "blockIO.leafWeight"),
+        (json!({"weightDevice": [{"major": 99, "minor": 0, "weight": 500}]}), "99:0"),
+        (json!({"throttleReadBpsDevice": [{"major": 99, "minor": 0, "rate": 1000}]}), "no such device"),
+    ] {
+        let error = ask(asked.clone()).expect_err("refused").to_string();
+        assert!(error.contains(told), "{asked}: {error}");
+    }
 }
 
 fn running_out_of_memory() {
