@@ -17,14 +17,17 @@ mod scene;
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::scene::{Scene, Skipped};
 
 fn main() -> Result<()> {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     let own_kernel = words.iter().any(|word| word == "--own-kernel");
-    words.retain(|word| !word.starts_with("--"));
+    words.retain(|word| word != "--own-kernel");
+    if let Some(flag) = words.iter().find(|word| word.starts_with('-')) {
+        bail!("unknown option {flag}; there is --own-kernel, and words of the names of tests");
+    }
     let scene = Scene::new(own_kernel)?;
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     let parts = [
@@ -60,5 +63,6 @@ fn main() -> Result<()> {
     scene.end();
     println!("{passed} passed, {failed} failed, {skipped} skipped");
     ensure!(failed == 0, "{failed} tests failed");
+    ensure!(passed + skipped > 0, "no test has {words:?} in its name");
     Ok(())
 }

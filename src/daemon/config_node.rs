@@ -135,6 +135,8 @@ fn runtime(path: &Path) -> Result<(), String> {
         }
         // on a file system without exec, say: the daemon runs it from memory
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        // a node that is busy booting: this tells nothing
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(()),
         Err(error) => Err(format!("{shown} cannot be run: {error}")),
     }
 }

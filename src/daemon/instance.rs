@@ -61,8 +61,14 @@ fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
         .with_context(|| format!("make directory {}", path.display()))
 }
 
+/// How often, and after what pause, a lock that somebody has is asked for again.
+const LOOKS: u32 = 5;
+const LOOK: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Locks the file and writes our pid into it.
 fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
+    // who only looks whether a daemon is there holds it for a moment (`is_taken`)
+    let mut looks = 0;
     loop {
         let file = OpenOptions::new()
             .read(true)
@@ -73,6 +79,11 @@ fn lock(path: &Path) -> anyhow::Result<Flock<File>> {
             .with_context(|| format!("open {}", path.display()))?;
         let mut locked = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => locked,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) if looks < LOOKS => {
+                looks += 1;
+                std::thread::sleep(LOOK);
+                continue;
+            }
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => bail!("{}", holder(&mut file)),
             Err((_, errno)) => bail!("lock {}: {}", path.display(), errno.desc()),
         };
