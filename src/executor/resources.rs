@@ -129,9 +129,6 @@ pub(crate) fn set(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
         return Err(Error::unsupported("set limit", field, "no I/O scheduler of this node weighs cgroups"));
     }
     for (file, value) in resources.unified().iter().flatten() {
-        if file.contains('/') || !file.contains('.') {
-            return Err(invalid("unified", "a key is not the name of a cgroup file"));
-        }
         set_unified(cgroup, file, value)?;
     }
     match resources.devices().as_deref() {
@@ -212,11 +209,15 @@ fn is_refused(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ERANGE | libc::EACCES))
 }
 
-/// All writes for a set of limits, in the order in which they must be done.
+/// All writes for a set of limits but the `unified` ones, whose keys it checks, in the order in which they must be done.
 pub(crate) fn writes(
     resources: &LinuxResources,
     version: &dyn Fn(&str) -> Option<Version>,
 ) -> Result<Vec<Write>> {
+    let mut named = resources.unified().iter().flatten();
+    if let Some((key, why)) = named.find_map(|(key, _)| Some((key, oci::cgroup::unified_refusal(key)?))) {
+        return Err(invalid(&format!("unified.{key}"), why));
+    }
     let mut writes = Writes::default();
     let v1 = |controller| version(controller) == Some(Version::V1);
     if let Some(memory) = resources.memory() {
@@ -581,6 +582,17 @@ mod tests {
     fn weights_keep_both_ends() {
         assert_eq!((weight(2), weight(262_144)), (1, 10_000));
         assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
+    }
+
+    #[test]
+    fn unified_keys_that_are_no_limits_are_refused_by_name() {
+        for key in ["cgroup.freeze", "cgroup.procs", "../x.y"] {
+            let error = lines(serde_json::json!({"unified": {key: "1"}}), Version::V2).unwrap_err();
+            assert_eq!(error.kind, crate::error::Kind::Invalid);
+            assert!(error.object.contains(key), "{error}");
+        }
+        let limit = serde_json::json!({"unified": {"memory.high": "1", "cgroup.max.depth": "1"}});
+        assert_eq!(lines(limit, Version::V2).unwrap(), [""; 0]);
     }
 
     #[test]
