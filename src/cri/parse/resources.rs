@@ -107,10 +107,8 @@ fn memory(from: &LinuxContainerResources, field: &str) -> Result<()> {
 
 /// The keys become file names in the container's cgroup.
 fn unified(keys: &Strings, field: &str) -> Result<()> {
-    match keys.keys().find(|key| key.is_empty() || key.starts_with('.') || key.contains(['/', '\0'])) {
-        Some(key) => {
-            Err(invalid(format_args!("{field}.unified"), format_args!("{key:?} is not a cgroup file name")))
-        }
+    match keys.keys().find_map(|key| Some((key, oci::cgroup::unified_refusal(key)?))) {
+        Some((key, why)) => Err(invalid(format_args!("{field}.unified"), format_args!("{key:?} {why}"))),
         None => Ok(()),
     }
 }
@@ -162,7 +160,7 @@ mod tests {
     #[test]
     fn what_the_kernel_would_refuse_is_refused_by_name() {
         type R = LinuxContainerResources;
-        let table: [(R, &str); 9] = [
+        let table: [(R, &str); 10] = [
             (R { cpu_period: 10, ..Default::default() }, "linux.cpu_period: 10 is not"),
             (R { cpu_quota: 999, ..Default::default() }, "linux.cpu_quota: 999 is not"),
             (R { cpu_shares: -1, ..Default::default() }, "linux.cpu_shares: -1 is not"),
@@ -180,6 +178,10 @@ mod tests {
             (
                 R { unified: [("../x".to_owned(), String::new())].into(), ..Default::default() },
                 "linux.unified: \"../x\" is not a cgroup file name",
+            ),
+            (
+                R { unified: [("cgroup.freeze".to_owned(), "1".to_owned())].into(), ..Default::default() },
+                "linux.unified: \"cgroup.freeze\" is no limit: the runtime itself steers",
             ),
         ];
         for (from, start) in table {
