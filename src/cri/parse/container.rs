@@ -144,6 +144,9 @@ fn device((at, from): (usize, wire::Device)) -> Result<Device> {
     })
 }
 
+/// The longest name of a file, in bytes.
+const NAME_MAX: usize = 255;
+
 /// It is taken under the pod's log directory and must stay there.
 fn log_path(from: String) -> Result<PathBuf> {
     const FIELD: &str = "config.log_path";
@@ -151,6 +154,12 @@ fn log_path(from: String) -> Result<PathBuf> {
         return Err(invalid(FIELD, format_args!("{from:?} is not relative to the pod's log directory")));
     }
     inside(&from, FIELD)?;
+    if let Some(name) = from.split('/').find(|name| name.len() > NAME_MAX) {
+        return Err(invalid(FIELD, format_args!("{name:?} is longer than a name may be ({NAME_MAX} bytes)")));
+    }
+    if !from.is_empty() && matches!(from.rsplit('/').next(), Some("" | ".")) {
+        return Err(invalid(FIELD, format_args!("{from:?} is a directory, not a file")));
+    }
     Ok(PathBuf::from(from))
 }
 
@@ -275,6 +284,13 @@ mod tests {
             (
                 C { log_path: "/x".into(), ..least() },
                 "config.log_path: \"/x\" is not relative to the pod's log directory",
+            ),
+            (C { log_path: ".".into(), ..least() }, "config.log_path: \".\" is a directory, not a file"),
+            (C { log_path: "a/".into(), ..least() }, "config.log_path: \"a/\" is a directory, not a file"),
+            (
+                C { log_path: format!("a/{}", "x".repeat(256)), ..least() },
+                format!("config.log_path: {:?} is longer than a name may be (255 bytes)", "x".repeat(256))
+                    .as_str(),
             ),
             (
                 C { devices: vec![device("rx")], ..least() },

@@ -1,12 +1,12 @@
 //! RunPodSandbox.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use engine::Result;
-use engine::config::{Dns, PodConfig, PodName, PortMapping, Protocol};
+use engine::config::{Dns, NamespaceMode, PodConfig, PodName, PortMapping, Protocol};
 
-use super::{absolute, enumeration, filled, invalid, plain, required, resources, security, unsupported};
+use super::{absolute, enumeration, filled, invalid, required, resources, security, unsupported};
 use crate::proto::runtime::v1 as wire;
 
 /// Longest name that the kernel takes as a host name.
@@ -26,7 +26,7 @@ pub(crate) fn run(request: wire::RunPodSandboxRequest) -> Result<PodConfig> {
         hostname: hostname(from.hostname)?,
         log_directory: log_directory(from.log_directory)?,
         dns: dns(from.dns_config)?,
-        port_mappings: port_mappings(from.port_mappings)?,
+        port_mappings: port_mappings(from.port_mappings, namespaces.network == NamespaceMode::Node)?,
         labels: from.labels,
         annotations: from.annotations,
         cgroup_parent: cgroup_parent(linux.cgroup_parent)?,
@@ -87,7 +87,8 @@ fn dns(from: Option<wire::DnsConfig>) -> Result<Option<Dns>> {
     Ok(Some(Dns { servers: from.servers, searches: from.searches, options: from.options }))
 }
 
-fn port_mappings(from: Vec<wire::PortMapping>) -> Result<Vec<PortMapping>> {
+/// In a pod that uses the node's network there is nothing to map: they only say which ports it uses.
+fn port_mappings(from: Vec<wire::PortMapping>, nodes_network: bool) -> Result<Vec<PortMapping>> {
     let one = |(at, from): (usize, wire::PortMapping)| {
         let field = format!("config.port_mappings[{at}]");
         let container_port = port(from.container_port, &format!("{field}.container_port"))?;
@@ -107,7 +108,32 @@ fn port_mappings(from: Vec<wire::PortMapping>) -> Result<Vec<PortMapping>> {
             host_ip: host_ip(&from.host_ip, &format!("{field}.host_ip"))?,
         })
     };
-    from.into_iter().enumerate().map(one).collect()
+    let all: Vec<PortMapping> = from.into_iter().enumerate().map(one).collect::<Result<_>>()?;
+    if !nodes_network {
+        all.iter().enumerate().try_for_each(|(at, port)| can_be_mapped(port, &all[..at], at))?;
+    }
+    Ok(all)
+}
+
+/// What no network could do: one port of the host that leads to two places, or one that is reached through `::1`, from which
+/// the kernel does not route.
+fn can_be_mapped(port: &PortMapping, before: &[PortMapping], at: usize) -> Result<()> {
+    let field = |name: &str| format!("config.port_mappings[{at}].{name}");
+    if port.host_port == 0 {
+        return Ok(());
+    }
+    if port.host_ip == Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+        let why = "::1 cannot lead to a pod: the kernel does not route from it; 127.0.0.1 works";
+        return Err(invalid(field("host_ip"), why));
+    }
+    let place = |of: &PortMapping| (of.protocol, of.host_port, of.host_ip);
+    match before.iter().position(|other| place(other) == place(port)) {
+        Some(other) => {
+            let why = format!("{} is mapped by port_mappings[{other}] already", port.host_port);
+            Err(invalid(field("host_port"), why))
+        }
+        None => Ok(()),
+    }
 }
 
 fn port(number: i32, field: &str) -> Result<u16> {
@@ -125,7 +151,9 @@ fn host_ip(text: &str, field: &str) -> Result<Option<IpAddr>> {
 /// We make cgroups as directories, so a parent is a path; systemd's `a-b.slice` alone would be another cgroup.
 fn cgroup_parent(from: String) -> Result<String> {
     const FIELD: &str = "config.linux.cgroup_parent";
-    plain(&from, FIELD)?;
+    if from.contains(char::is_control) {
+        return Err(invalid(FIELD, format_args!("{from:?} contains a control character")));
+    }
     if from.is_empty() { Ok(from) } else { absolute(from, FIELD) }
 }
 
@@ -133,7 +161,7 @@ fn cgroup_parent(from: String) -> Result<String> {
 mod tests {
     use super::*;
     use engine::Kind;
-    use engine::config::{NamespaceMode, Resources};
+    use engine::config::Resources;
 
     fn metadata() -> Option<wire::PodSandboxMetadata> {
         Some(wire::PodSandboxMetadata {
@@ -251,11 +279,50 @@ mod tests {
                 "config.port_mappings[0].host_ip: \"localhost\" is not an IP address",
             ),
             (parent("a.slice"), "config.linux.cgroup_parent: \"a.slice\" is not an absolute path"),
+            (parent("/a\nb"), "config.linux.cgroup_parent: \"/a\\nb\" contains a control character"),
             (parent("/a/../b"), "config.linux.cgroup_parent: \"/a/../b\" contains \"..\""),
         ] {
             assert_eq!(refusal(config), expected);
         }
         assert_eq!(run(Default::default()).unwrap_err().context, "config: missing");
+    }
+
+    #[test]
+    fn a_host_port_leads_to_one_place() {
+        let port = |protocol: wire::Protocol, container_port, host_port, host_ip: &str| wire::PortMapping {
+            protocol: protocol as i32,
+            container_port,
+            host_port,
+            host_ip: host_ip.into(),
+        };
+        let (tcp, udp) = (wire::Protocol::Tcp, wire::Protocol::Udp);
+        let with = |port_mappings| wire::PodSandboxConfig { port_mappings, ..config() };
+        let twice = vec![port(tcp, 80, 8080, ""), port(tcp, 81, 8080, "")];
+        assert_eq!(
+            refusal(with(twice.clone())),
+            "config.port_mappings[1].host_port: 8080 is mapped by port_mappings[0] already"
+        );
+        let text = refusal(with(vec![port(tcp, 80, 8080, "::1")]));
+        assert!(text.starts_with("config.port_mappings[0].host_ip: ::1 cannot lead to a pod"), "{text}");
+        // another protocol or address is another port, and 0 is none
+        let others = vec![
+            port(tcp, 80, 8080, ""),
+            port(udp, 80, 8080, ""),
+            port(tcp, 80, 8080, "10.0.0.1"),
+            port(tcp, 80, 0, "::1"),
+            port(tcp, 80, 0, "::1"),
+        ];
+        assert_eq!(parse(with(others)).unwrap().port_mappings.len(), 5);
+        // on the node's network nothing is mapped
+        let security_context = Some(wire::LinuxSandboxSecurityContext {
+            namespace_options: Some(wire::NamespaceOption {
+                network: wire::NamespaceMode::Node as i32,
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+        let linux = Some(wire::LinuxPodSandboxConfig { security_context, ..Default::default() });
+        parse(wire::PodSandboxConfig { linux, ..with(twice) }).unwrap();
     }
 
     #[test]
