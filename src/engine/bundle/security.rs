@@ -4,8 +4,11 @@
 //! the node itself lacks of the capabilities, the executor leaves out.
 
 use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use nix::libc;
 use serde_json::{Value, json};
 
 use crate::config::{ContainerConfig, SecurityContext, SecurityProfile};
@@ -59,6 +62,9 @@ const FURTHER: [&str; 27] = [
     "CAP_SYS_TTY_CONFIG",
     "CAP_WAKE_ALARM",
 ];
+
+/// The largest seccomp profile, in bytes. One that names every system call has a few tens of KiB.
+const PROFILE_MAX: u64 = 1 << 20;
 
 fn all() -> Vec<String> {
     let mut names: Vec<String> = DEFAULT.iter().chain(&FURTHER).map(|name| (*name).to_owned()).collect();
@@ -136,8 +142,9 @@ pub(super) fn seccomp(security: &SecurityContext, capabilities: &Value) -> Resul
         SecurityProfile::Unset | SecurityProfile::Unconfined => return Ok(None),
         SecurityProfile::RuntimeDefault => oci::seccomp::default_profile(&names),
         SecurityProfile::Localhost(path) => {
-            let context = || format!("seccomp profile {path}");
-            let text = fs::read_to_string(path).map_err(|e| Error::because(Kind::Invalid, context(), e))?;
+            let context = || format!("seccomp profile {path:?}");
+            let text =
+                read_profile(Path::new(path)).map_err(|e| Error::because(Kind::Invalid, context(), e))?;
             oci::seccomp::parse_profile(&text, &names, std::env::consts::ARCH, &kernel())
                 .map_err(|e| Error::because(Kind::Invalid, context(), e))?
         }
@@ -145,6 +152,21 @@ pub(super) fn seccomp(security: &SecurityContext, capabilities: &Value) -> Resul
     let value = serde_json::to_value(profile)
         .map_err(|e| Error::because(Kind::Internal, "write the seccomp filter", e))?;
     Ok(Some(value))
+}
+
+/// The text of a profile. Whoever may write in the place that a client names may put there what never ends or never begins.
+fn read_profile(path: &Path) -> io::Result<String> {
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(PROFILE_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > PROFILE_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
 fn kernel() -> String {
@@ -220,5 +242,34 @@ mod tests {
         assert_eq!(with(SecurityProfile::Localhost("/nowhere".into()), false), Err(Kind::Invalid));
         // privileged containers are not looked up for
         assert_eq!(with(SecurityProfile::Localhost("/nowhere".into()), true), Ok(None));
+    }
+
+    #[test]
+    fn a_profile_is_a_regular_file_of_some_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = |path: &Path| {
+            let security = SecurityContext {
+                seccomp: SecurityProfile::Localhost(path.to_str().unwrap().to_owned()),
+                ..SecurityContext::default()
+            };
+            let error = super::seccomp(&security, &capabilities(&security).unwrap()).unwrap_err();
+            assert_eq!(error.kind, Kind::Invalid);
+            assert!(error.chain().contains(path.to_str().unwrap()), "{}", error.chain());
+            error.chain()
+        };
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [&fifo, Path::new("/dev/zero"), dir.path()] {
+            assert!(refusal(path).contains("not a regular file"), "{path:?}");
+        }
+        let huge = dir.path().join("huge");
+        fs::File::create(&huge).unwrap().set_len(1 << 40).unwrap();
+        assert!(refusal(&huge).contains("larger than 1 MiB"));
+        // the largest one is read, to its end
+        let blank = |more: u64| " ".repeat((PROFILE_MAX + more) as usize);
+        fs::write(&huge, blank(0)).unwrap();
+        assert_eq!(read_profile(&huge).unwrap(), blank(0));
+        fs::write(&huge, blank(1)).unwrap();
+        assert!(refusal(&huge).contains("larger than 1 MiB"));
     }
 }
