@@ -44,8 +44,19 @@ pub(crate) fn container(view: &ContainerView, spec: Value) -> Value {
         "removing": view.stage == Stage::Removing,
         "privileged": status.config.security.privileged,
         "config": asked(&status.config.asked.0, || json!(*status.config)),
-        "runtimeSpec": spec,
+        "runtimeSpec": legible(spec),
     })
+}
+
+/// Variables whose values are bytes have a form of our own in config.json ([`oci::environment`]); people see them as text.
+fn legible(mut spec: Value) -> Value {
+    for entry in spec.pointer_mut("/process/env").and_then(Value::as_array_mut).into_iter().flatten() {
+        let bytes = entry.as_str().and_then(oci::environment::bytes);
+        if let Some(text) = bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()) {
+            *entry = text.into();
+        }
+    }
+    spec
 }
 
 /// The message as it came; of a record that is older, ours.
@@ -75,4 +86,18 @@ fn pod_spec(status: &PodStatus, cgroup: &str) -> Value {
         "annotations": config.annotations,
         "linux": {"namespaces": namespaces, "cgroupsPath": cgroup, "sysctl": config.sysctls},
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_shown_as_text() {
+        let env = [oci::environment::entry("A", b"\xffx"), oci::environment::entry("B", "ö=".as_bytes())];
+        let shown = legible(json!({"process": {"env": env, "cwd": "/"}}));
+        assert_eq!(shown, json!({"process": {"env": ["A=\u{fffd}x", "B=ö="], "cwd": "/"}}));
+        // of a container that has no config.json any more
+        assert_eq!(legible(Value::Null), Value::Null);
+    }
 }
