@@ -383,7 +383,7 @@ async fn attach(ctx: &Context, record: &PodRecord, monitor: Option<&Monitor>) ->
             ctx.network.attach_existing(&attachment(record), &namespace).await
         }
     };
-    let context = || format!("attach pod {} to the network", record.config.name.name);
+    let context = || format!("attach pod {:?} to the network", record.config.name.name);
     let kind = |e: &network::Error| match e.kind {
         network::Kind::Invalid => Kind::Invalid,
         _ => Kind::Unavailable,

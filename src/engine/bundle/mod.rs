@@ -83,12 +83,16 @@ fn invalid<T>(text: impl Into<String>) -> Result<T> {
 
 /// Refuse what a container cannot be, before anything is made.
 pub(crate) fn check(config: &ContainerConfig, pod: &PodConfig) -> Result<()> {
+    refuse(config, pod).map_err(|e| e.within(format!("create container {}", config.name)))
+}
+
+fn refuse(config: &ContainerConfig, pod: &PodConfig) -> Result<()> {
     let security = &config.security;
     if config.name.is_empty() {
         return invalid("a container needs a name");
     }
     if config.image.is_empty() {
-        return invalid(format!("container {} names no image", config.name));
+        return invalid("it names no image");
     }
     if security.privileged && !pod.privileged {
         return invalid("a privileged container needs a pod that allows it");
@@ -183,7 +187,7 @@ fn write(ctx: &Context, pod: &Pod, mut record: ContainerRecord, images: &Images)
     let maps = pod.record.config.namespaces.user.as_ref();
     make_dirs(&dir, images.root.lower.first(), maps).map_err(failed("make the container's directories"))?;
     if let Some(parent) = record.log_path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        fs::create_dir_all(parent).map_err(failed("make the log's directory"))?;
+        make_log_directory(parent)?;
     }
     let facts = gather((ctx, pod), &record, images, &dir)?;
     if let Some(maps) = maps {
@@ -196,6 +200,18 @@ fn write(ctx: &Context, pod: &Pod, mut record: ContainerRecord, images: &Images)
     fs::write(ctx.paths.bundle(&record.id).join("config.json"), text).map_err(failed("write config.json"))?;
     record::write(&dir, &record, Outlive::PowerCut).map_err(failed("write the container's record"))?;
     Ok(record)
+}
+
+/// Its path is the client's, and so is what is wrong with it.
+fn make_log_directory(path: &Path) -> Result<()> {
+    use nix::libc::{EEXIST, EINVAL, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR};
+    fs::create_dir_all(path).map_err(|e| {
+        let kind = match e.raw_os_error() {
+            Some(EEXIST | EINVAL | EISDIR | ELOOP | ENAMETOOLONG | ENOENT | ENOTDIR) => Kind::Invalid,
+            _ => Kind::Internal,
+        };
+        Error::because(kind, format!("make the log's directory {path:?}"), e)
+    })
 }
 
 /// The container's own directories. What an overlay shows as `/` is the upper directory, so that gets the mode and owner of the

@@ -307,3 +307,25 @@ fn security_modules() {
     assert_eq!(spec["process"]["selinuxLabel"], "u:r:t:s0");
     assert_eq!(spec["linux"]["mountLabel"], "u:r:f:s0");
 }
+
+#[test]
+fn a_refusal_names_the_container() {
+    let privileged = record(|config| config.security.privileged = true);
+    let error = check(&privileged.config, &pod(|_| ()).record.config).unwrap_err();
+    assert_eq!(error.kind, Kind::Invalid);
+    assert_eq!(error.chain(), "create container c: a privileged container needs a pod that allows it");
+}
+
+#[test]
+fn a_log_directory_that_cannot_be_is_the_clients_mistake() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below"), dir.path().join("x".repeat(256))] {
+        let error = make_log_directory(&path).unwrap_err();
+        assert_eq!(error.kind, Kind::Invalid, "{}", error.chain());
+        assert!(error.chain().contains(path.to_str().unwrap()), "{}", error.chain());
+    }
+    make_log_directory(&dir.path().join("a/b")).unwrap();
+    make_log_directory(&dir.path().join("a/b")).unwrap();
+}
