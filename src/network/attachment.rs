@@ -98,8 +98,8 @@ impl Attachment {
             ("K8S_POD_UID", self.uid.as_str()),
         ];
         for (key, value) in pairs {
-            if value.contains([';', '=', '\0', '\n']) {
-                let message = format!("{key} {value:?} cannot be passed to CNI plugins: it contains ; or =");
+            if let Some(bad) = value.chars().find(|c| matches!(c, ';' | '=') || c.is_control()) {
+                let message = format!("{key} {value:?} cannot be passed to CNI plugins: it contains {bad:?}");
                 return Err(Error::new(Kind::Invalid, message));
             }
         }
@@ -214,6 +214,32 @@ mod tests {
         }
         for text in ["", "M", "10X", "ten", "-5M", "inf", "NaN", "1 M"] {
             assert_eq!(quantity(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_list_is_named() {
+        for (name, found) in [("a;b", "';'"), ("a=b", "'='"), ("a\0b", "'\\0'"), ("a\nb", "'\\n'")] {
+            let pod = Attachment {
+                pod: PodId::from_random([1; 32]),
+                name: name.to_owned(),
+                namespace: "n".to_owned(),
+                uid: "u".to_owned(),
+                ports: Vec::new(),
+                cgroup_parent: String::new(),
+                annotations: BTreeMap::new(),
+                dns: None,
+            };
+            let error = pod.args().unwrap_err();
+            assert_eq!(error.kind, Kind::Invalid);
+            let text = error.to_string();
+            assert!(
+                text.ends_with(&format!(
+                    "K8S_POD_NAME {name:?} cannot be passed to CNI plugins: it contains {found}"
+                )),
+                "{text}"
+            );
+            assert!(!text.contains(char::is_control), "{text}");
         }
     }
 
