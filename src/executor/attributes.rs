@@ -14,7 +14,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::sys::statfs::PROC_SUPER_MAGIC;
 use oci_spec::runtime::{PosixRlimitType, Process};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, errno_text};
 use crate::root::is_on;
 
 /// The node's procfs.
@@ -91,10 +91,20 @@ pub(crate) fn set_sysctls<'a>(
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied && refused == Refused::Left => {
                 left.push(name.clone());
             }
-            other => other.step("set sysctl", format!("{name}={value}"))?,
+            other => other.map_err(|e| sysctl_error(format!("{name}={value}"), &e))?,
         }
     }
     Ok(left)
+}
+
+/// A name that the kernel does not have, or a value that it does not take, is the config's mistake.
+fn sysctl_error(what: String, error: &io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(
+            libc::ENOENT | libc::ENOTDIR | libc::EISDIR | libc::EINVAL | libc::ERANGE | libc::ENAMETOOLONG,
+        ) => Error::invalid("set sysctl", what, errno_text(error)),
+        _ => Error::internal("set sysctl", what, error),
+    }
 }
 
 /// Set the OOM score; one that needs a right which this host lacks is set as low as it can be, and said.

@@ -196,8 +196,11 @@ fn sysctls_and_names() {
     bundle.config["domainname"] = json!("example.org");
     assert_eq!(bundle.run().unwrap().text(), "80\n1\nsome-box\nexample.org");
     bundle.config["linux"]["sysctl"] = json!({"net.ipv4.no_such_thing": "1"});
-    let error = bundle.run().unwrap_err().to_string();
-    assert_eq!(error, "set sysctl \"net.ipv4.no_such_thing=1\": no such file or directory");
+    let error = bundle.run().unwrap_err();
+    assert_eq!(error.to_string(), "set sysctl \"net.ipv4.no_such_thing=1\": no such file or directory");
+    assert_eq!(error.kind, Kind::Invalid);
+    bundle.config["linux"]["sysctl"] = json!({"net.ipv4.ip_unprivileged_port_start": "many"});
+    assert_eq!(bundle.run().unwrap_err().kind, Kind::Invalid);
     bundle.config["linux"]["sysctl"] = json!({"vm.swappiness": "1"});
     assert!(bundle.run().unwrap_err().to_string().contains("vm.swappiness"));
 }
