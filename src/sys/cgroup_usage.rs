@@ -56,6 +56,9 @@ pub struct Details {
     pub kernel_memory: u64,
     /// Most memory that was ever charged, in bytes; 0 where the kernel does not tell.
     pub max_memory: u64,
+    /// The limit that has to do with swap, in bytes: v1 limits memory and swap together, v2 swap alone. `None`: unlimited, or
+    /// swap is not accounted.
+    pub swap_limit: Option<u64>,
     /// How often the memory limit was hit.
     pub memory_hits: u64,
     /// How many processes were killed for lack of memory.
@@ -367,6 +370,7 @@ impl Cgroup {
         details.mapped_file = keyed(&stat, "total_mapped_file");
         details.kernel_memory = number(&optional(self.read("memory", "memory.kmem.usage_in_bytes"))?);
         details.max_memory = number(&optional(self.read("memory", "memory.max_usage_in_bytes"))?);
+        details.swap_limit = limit(&optional(self.read("memory", "memory.memsw.limit_in_bytes"))?);
         details.memory_hits = number(&optional(self.read("memory", "memory.failcnt"))?);
         details.oom_kills = keyed(&optional(self.read("memory", "memory.oom_control"))?, "oom_kill");
         Ok(())
@@ -379,6 +383,7 @@ impl Cgroup {
         details.mapped_file = keyed(&stat, "file_mapped");
         details.kernel_memory = keyed(&stat, "kernel");
         details.max_memory = number(&optional(self.read("memory", "memory.peak"))?);
+        details.swap_limit = limit(&optional(self.read("memory", "memory.swap.max"))?);
         details.memory_hits = keyed(&events, "max");
         details.oom_kills = keyed(&events, "oom_kill");
         Ok(())

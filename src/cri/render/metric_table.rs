@@ -349,10 +349,10 @@ pub(super) static TABLE: [Metric; 56] = [
     },
     Metric {
         name: "container_spec_memory_swap_limit_bytes",
-        help: "Limit of memory and swap together, in bytes; 0: none.",
+        help: "Limit of swap, on cgroup v1 of memory and swap together, in bytes; 0: none.",
         kind: Kind::Gauge,
         labels: &[],
-        values: |s| s.limits(limit::swap),
+        values: |s| s.own(|one| one.details.swap_limit.unwrap_or(0)),
     },
     Metric {
         name: "container_spec_memory_reservation_limit_bytes",

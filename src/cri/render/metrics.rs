@@ -251,10 +251,6 @@ pub(super) mod limit {
         Some(positive(limits.memory_limit))
     }
 
-    pub(crate) fn swap(limits: &Resources) -> Option<u64> {
-        Some(positive(limits.memory_swap_limit))
-    }
-
     /// What v2's memory.low or memory.min protects; the kubelet sets it so (memory QoS).
     pub(crate) fn reservation(limits: &Resources) -> Option<u64> {
         let value = |file: &str| limits.unified.get(file)?.parse().ok();
@@ -303,6 +299,7 @@ mod tests {
             io: vec![DeviceIo { major: 250, minor: 77, read_bytes: 1, write_bytes: 2, reads: 3, writes: 4 }],
             huge_pages: vec![HugePages { size: "2MB".into(), usage: 5, max_usage: 6 }],
             pids_limit: Some(7),
+            swap_limit: Some(8),
             ..Details::default()
         }
     }
@@ -386,6 +383,7 @@ mod tests {
             ("container_spec_cpu_quota", vec![(vec![], 20_000)]),
             ("container_spec_cpu_period", vec![(vec![], 100_000)]),
             ("container_spec_memory_reservation_limit_bytes", vec![(vec![], 99)]),
+            ("container_spec_memory_swap_limit_bytes", vec![(vec![], 8)]),
             ("container_network_receive_bytes_total", vec![]),
             (
                 "container_blkio_device_usage_total",

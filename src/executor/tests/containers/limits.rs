@@ -270,7 +270,7 @@ fn a_frozen_container_can_be_killed() {
 fn usage() {
     let mut bundle =
         Bundle::new("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; touch /tmp/done; sleep 1000");
-    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 256 << 20}});
+    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 256 << 20, "swap": 257 << 20}});
     let container = bundle.start().unwrap().0;
     until("it has worked", || bundle.root().join("tmp/done").exists());
     let usage = container.cgroup.usage().unwrap();
@@ -278,6 +278,13 @@ fn usage() {
     assert!(usage.memory > 0 && usage.memory < 256 << 20, "{usage:?}");
     assert!(usage.anon > 0 && usage.page_faults > 0 && usage.pids >= 1, "{usage:?}");
     assert_eq!(usage.memory_limit, Some(256 << 20));
+    // nothing where swap is not accounted
+    let (file, limit) = match version("memory") {
+        Some(Version::V1) => ("memory.memsw.limit_in_bytes", 257 << 20),
+        _ => ("memory.swap.max", 1 << 20),
+    };
+    let limit = container.cgroup.read("memory", file).is_ok().then_some(limit);
+    assert_eq!(container.cgroup.details().unwrap().swap_limit, limit);
     end(&container);
     assert_eq!(container.cgroup.usage().unwrap_err().kind(), std::io::ErrorKind::NotFound);
 }
