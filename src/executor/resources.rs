@@ -172,35 +172,34 @@ fn check_memory(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
 
 /// `false`: the node has no such file, and need not have it.
 fn apply(cgroup: &Cgroup, write: &Write) -> Result<bool> {
-    let what = format!("{}={}", write.file, write.value);
+    let Err(error) = cgroup.write(write.controller, &write.file, &write.value) else { return Ok(true) };
+    let code = error.raw_os_error();
     let has_controller = || Layout::host().is_ok_and(|layout| layout.controller(write.controller).is_some());
-    match cgroup.write(write.controller, &write.file, &write.value) {
-        Ok(()) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) && has_controller() => {
-            Err(Error::invalid("set limit", what, "there is no such device"))
-        }
-        Err(e)
-            if write.absent != Absent::Refused
-                && matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) =>
-        {
-            Ok(false)
-        }
-        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => {
-            let why = format!("this node has no {} controller", write.controller);
-            Err(Error::unsupported("set limit", what, why))
-        }
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) && write.controller == "hugetlb" => {
-            Err(Error::unsupported("set limit", what, "this node has no pages of that size"))
+    if code == Some(libc::ENODEV) && has_controller() {
+        let what = format!("{}={}", write.file, write.value);
+        return Err(Error::invalid("set limit", what, "there is no such device"));
+    }
+    let is_absent = matches!(code, Some(libc::ENOENT | libc::ENODEV));
+    if is_absent && write.absent != Absent::Refused { Ok(false) } else { Err(not_set(write, &error)) }
+}
+
+/// Whose mistake it is that a limit cannot be set.
+fn not_set(write: &Write, error: &std::io::Error) -> Error {
+    let what = format!("{}={}", write.file, write.value);
+    let invalid = |why: &str| Error::invalid("set limit", &what, why);
+    match (error.raw_os_error(), write.controller) {
+        (Some(libc::ENODEV), controller) => {
+            Error::unsupported("set limit", what, format!("this node has no {controller} controller"))
         }
         // Lowering a limit below what is used, on v1.
-        Err(e) if e.raw_os_error() == Some(libc::EBUSY) && write.controller == "memory" => {
-            Err(Error::invalid("set limit", what, "more memory is in use"))
+        (Some(libc::EBUSY), "memory") => invalid("more memory is in use"),
+        // A part of the file's name is the config's.
+        (Some(libc::ENOENT | libc::ENAMETOOLONG), "hugetlb") => {
+            invalid("this node has no pages of that size")
         }
-        Err(e) if is_refused(&e) && write.controller == "cpuset" => {
-            Err(Error::invalid("set limit", what, "not all of them are there and in the parent cgroup"))
-        }
-        Err(e) if is_refused(&e) => Err(Error::invalid("set limit", what, "the kernel takes no such value")),
-        other => other.step("set limit", what).map(|()| true),
+        (_, "cpuset") if is_refused(error) => invalid("not all of them are there and in the parent cgroup"),
+        _ if is_refused(error) => invalid("the kernel takes no such value"),
+        _ => Error::internal("set limit", what, error),
     }
 }
 
@@ -593,6 +592,30 @@ mod tests {
         }
         let limit = serde_json::json!({"unified": {"memory.high": "1", "cgroup.max.depth": "1"}});
         assert_eq!(lines(limit, Version::V2).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_failure_is_told_as_whose_it_is() {
+        use crate::error::Kind;
+        let kind = |controller, errno| {
+            let (file, value) = ("hugetlb.3KB.max".to_owned(), "1".to_owned());
+            not_set(
+                &Write { controller, file, value, absent: Absent::Refused },
+                &std::io::Error::from_raw_os_error(errno),
+            )
+            .kind
+        };
+        for (controller, errno, expected) in [
+            ("hugetlb", libc::ENOENT, Kind::Invalid),
+            ("hugetlb", libc::ENODEV, Kind::Unsupported),
+            ("memory", libc::EBUSY, Kind::Invalid),
+            ("cpuset", libc::EACCES, Kind::Invalid),
+            ("pids", libc::EINVAL, Kind::Invalid),
+            ("pids", libc::ENOENT, Kind::Internal),
+            ("cpu", libc::EBUSY, Kind::Internal),
+        ] {
+            assert_eq!(kind(controller, errno), expected, "{controller} {errno}");
+        }
     }
 
     #[test]
