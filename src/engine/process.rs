@@ -150,13 +150,21 @@ pub(crate) async fn start(
     let (kind, problem) = match timeout(deadline, ready.read_to_string(&mut text)).await {
         Ok(Ok(_)) if text == "ok\n" => return Ok(Monitor::attach(dir, alive, settings.monitor_patience)),
         Ok(Ok(_)) if text.is_empty() => (Kind::Internal, "it ended before it was ready".to_owned()),
-        Ok(Ok(_)) => (Kind::Internal, text.trim().to_owned()),
+        Ok(Ok(_)) => refusal(text.trim()),
         Ok(Err(error)) => (Kind::Internal, error.to_string()),
         Err(_) => (Kind::Deadline, format!("not ready after {deadline:?}")),
     };
     alive.kill();
     let _ = timeout(END_DEADLINE, alive.ended()).await;
     Err(Error::new(kind, format!("the pod's monitor: {problem}")))
+}
+
+/// What a monitor says instead of being ready: a failure, of which only its kind is not for people.
+fn refusal(line: &str) -> (Kind, String) {
+    match serde_json::from_str(line).map(crate::link::refused) {
+        Ok(error) => (error.kind, error.context),
+        Err(_) => (Kind::Internal, line.to_owned()),
+    }
 }
 
 /// Ask the kernel whether pods can have user namespaces, with layers in this directory.

@@ -140,6 +140,13 @@ pub(crate) fn failure(kind: &str, message: impl Into<String>) -> Failure {
     Failure { kind: kind.to_owned(), message: message.into() }
 }
 
+/// What went wrong on the node.
+impl From<String> for Failure {
+    fn from(message: String) -> Failure {
+        failure("internal", message)
+    }
+}
+
 impl From<executor::Error> for Failure {
     fn from(error: executor::Error) -> Failure {
         failure(error.kind.as_str(), error.to_string())

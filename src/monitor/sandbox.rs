@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns, unshare};
 use sys::process::{Clone, Side, clone3};
 
-use crate::protocol::{NETWORK_NAMESPACE_FD, Sandbox};
+use crate::container::failure;
+use crate::protocol::{Failure, NETWORK_NAMESPACE_FD, Sandbox};
 use crate::reaper::{self, Reaper};
 use crate::{owned, record};
 
@@ -26,7 +27,7 @@ enum Scope {
 }
 
 /// Read `sandbox.json` and make what it asks for. Call it before anything is opened: the reaper inherits it.
-pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, String> {
+pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, Failure> {
     let path = dir.join("sandbox.json");
     let text = std::fs::read(&path).map_err(|e| format!("read {}: {e}", path.display()))?;
     let sandbox: Sandbox = serde_json::from_slice(&text).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -64,20 +65,19 @@ fn network_of(sandbox: &Sandbox) -> Result<Option<OwnedFd>, String> {
 
 // ---- sysctls
 
-fn set_sysctls(sandbox: &Sandbox, user: Option<&OwnedFd>) -> Result<(), String> {
+fn set_sysctls(sandbox: &Sandbox, user: Option<&OwnedFd>) -> Result<(), Failure> {
     let mut net = BTreeMap::new();
     for (name, value) in &sandbox.sysctls {
-        let path = sysctl_path(name).ok_or_else(|| format!("sysctl {name:?}: not a name of a sysctl"))?;
+        let refused = |why: &str| failure("invalid", format!("sysctl {name:?}: {why}"));
+        let path = sysctl_path(name).ok_or_else(|| refused("not a name of a sysctl"))?;
         let own = match scope(&path) {
             Some(Scope::Net) => sandbox.netns.is_some(),
             Some(Scope::Ipc) => sandbox.ipc,
             Some(Scope::Uts) => sandbox.hostname.is_some(),
-            None => {
-                return Err(format!("sysctl {name:?}: belongs to the node, not to a namespace of the pod"));
-            }
+            None => return Err(refused("belongs to the node, not to a namespace of the pod")),
         };
         if !own {
-            return Err(format!("sysctl {name:?}: the pod uses the node's namespace"));
+            return Err(refused("the pod uses the node's namespace"));
         }
         if scope(&path) == Some(Scope::Net) {
             net.insert(path, value.as_str());
@@ -119,7 +119,7 @@ fn scope(path: &str) -> Option<Scope> {
     }
 }
 
-fn write_sysctl(path: &str, value: &str) -> Result<(), String> {
+fn write_sysctl(path: &str, value: &str) -> Result<(), Failure> {
     write_file(path, value).map_err(|e| not_set(path, value, &e))
 }
 
@@ -128,13 +128,20 @@ fn write_file(path: &str, value: &str) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
-fn not_set(path: &str, value: &str, error: &io::Error) -> String {
-    format!("sysctl {}: write {value:?}: {error}", path.replace('/', "."))
+/// A name that the kernel does not have, or a value that it does not take, is the client's mistake.
+fn not_set(path: &str, value: &str, error: &io::Error) -> Failure {
+    let kind = match error.raw_os_error() {
+        Some(
+            libc::ENOENT | libc::ENOTDIR | libc::EISDIR | libc::EINVAL | libc::ERANGE | libc::ENAMETOOLONG,
+        ) => "invalid",
+        _ => "internal",
+    };
+    failure(kind, format!("sysctl {}: write {value:?}: {error}", path.replace('/', ".")))
 }
 
 /// Of a namespace that this process is in. Where that belongs to a user namespace, newer kernels let only its root set some, older
 /// ones only the node's.
-fn write_own_sysctl(path: &str, value: &str, user: Option<&OwnedFd>) -> Result<(), String> {
+fn write_own_sysctl(path: &str, value: &str, user: Option<&OwnedFd>) -> Result<(), Failure> {
     let written = match (write_file(path, value), user) {
         (Err(e), Some(user)) if e.kind() == io::ErrorKind::PermissionDenied => {
             owned::as_its_root(user.as_fd(), || write_file(path, value))
@@ -145,15 +152,15 @@ fn write_own_sysctl(path: &str, value: &str, user: Option<&OwnedFd>) -> Result<(
 }
 
 /// Write sysctls from a child that has entered the network namespace; this process never does.
-fn in_netns(netns: &Path, sysctls: &BTreeMap<String, &str>) -> Result<(), String> {
+fn in_netns(netns: &Path, sysctls: &BTreeMap<String, &str>) -> Result<(), Failure> {
     let broken = |e: io::Error| format!("set net sysctls: {e}");
     let (mut reader, writer) = io::pipe().map_err(broken)?;
     match clone3(Clone::default()).map_err(broken)? {
         Side::Child => {
-            let result =
-                enter(netns).and_then(|()| sysctls.iter().try_for_each(|(path, v)| write_sysctl(path, v)));
-            if let Err(message) = result {
-                let _ = (&writer).write_all(message.as_bytes());
+            let entered = enter(netns).map_err(Failure::from);
+            let set = entered.and_then(|()| sysctls.iter().try_for_each(|(path, v)| write_sysctl(path, v)));
+            if let Err(failure) = set {
+                let _ = serde_json::to_writer(&writer, &failure);
             }
             sys::process::exit_now(0)
         }
@@ -162,7 +169,10 @@ fn in_netns(netns: &Path, sysctls: &BTreeMap<String, &str>) -> Result<(), String
             let mut message = String::new();
             reader.read_to_string(&mut message).map_err(broken)?;
             sys::process::wait(pid, true).map_err(broken)?;
-            if message.is_empty() { Ok(()) } else { Err(message) }
+            if message.is_empty() {
+                return Ok(());
+            }
+            Err(serde_json::from_str(&message).unwrap_or_else(|_| Failure::from(message)))
         }
     }
 }

@@ -83,7 +83,8 @@ pub(crate) struct Supervisor {
     keys: Key,
 }
 
-/// Be the monitor of a pod until it is told to end. Returns why it could not start; the ready descriptor has been told too.
+/// Be the monitor of a pod until it is told to end. Returns why it could not start; the ready descriptor has been told too, by
+/// a [`Failure`] in a line where else there is an `ok`.
 pub fn run(options: Options) -> Result<(), String> {
     let mut ready = File::from(options.ready);
     match prepare(&options.dir, options.seccomp_cache) {
@@ -93,15 +94,16 @@ pub fn run(options: Options) -> Result<(), String> {
             drop(ready);
             supervisor.serve().map_err(|e| format!("wait for events: {e}"))
         }
-        Err(error) => {
-            let _ = ready.write_all(error.replace('\n', " ").as_bytes());
-            let _ = ready.write_all(b"\n");
-            Err(error)
+        Err(failure) => {
+            let mut line = serde_json::to_vec(&failure).unwrap_or_default();
+            line.push(b'\n');
+            let _ = ready.write_all(&line);
+            Err(failure.message)
         }
     }
 }
 
-fn prepare(dir: &Path, seccomp_cache: PathBuf) -> Result<Supervisor, String> {
+fn prepare(dir: &Path, seccomp_cache: PathBuf) -> Result<Supervisor, Failure> {
     let step = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
     // EPERM: it leads a session already.
     let _ = nix::unistd::setsid();

@@ -260,6 +260,7 @@ async fn odd_names_sysctls_and_limits_that_mean_nothing_here() {
     config.sysctls = [("net.ipv4.no_such_thing".to_owned(), "1".to_owned())].into();
     let error = engine.run_pod(config).await.unwrap_err();
     assert!(error.chain().contains("net.ipv4.no_such_thing"), "{}", error.chain());
+    assert_eq!(error.kind, Kind::Invalid, "{}", error.chain());
     engine.remove_pod(pod.as_str()).await.unwrap();
     eventually("nothing is left", || node.leftovers().is_empty()).await;
 }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use monitor::protocol::{Reply, Request, VERSION};
+use monitor::protocol::{Failure, Reply, Request, VERSION};
 use monitor::record;
 use serde_json::json;
 use support::{LIMIT, Pod, is_root, joined, lives, wait_until};
@@ -279,7 +279,9 @@ fn bad_sysctls_are_named() {
     ] {
         let sandbox = json!({ "version": 1, "ipc": true, "pid": true, "sysctls": { name: value } });
         let error = Pod::with(sandbox).err().expect("refused");
-        assert!(error.contains(name), "{name}: {error}");
+        let told: Failure = serde_json::from_str(&error).expect("a failure");
+        assert!(told.message.contains(name), "{name}: {error}");
+        assert_eq!(told.kind, "invalid", "{name}: {error}");
     }
 }
 
@@ -304,7 +306,9 @@ fn net_sysctls_go_to_the_pods_network() {
     let pod = Pod::with(sandbox("77")).expect("monitor");
     assert_eq!(namespace(std::process::id(), "net"), namespace(pod.monitor_pid(), "net"));
     let error = Pod::with(sandbox("x")).err().expect("refused");
-    assert!(error.contains("net.core.somaxconn"), "{error}");
+    let told: Failure = serde_json::from_str(&error).expect("a failure");
+    assert!(told.message.contains("net.core.somaxconn"), "{error}");
+    assert_eq!(told.kind, "invalid", "{error}");
     pod.shut_down();
     drop(hold);
     assert_eq!(thread.join().expect("thread").trim(), "77");
