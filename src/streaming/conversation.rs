@@ -143,7 +143,7 @@ impl Context {
         let feeds = vec![stdin_feed, None, None, None, resize_feed];
         let stream = websocket::open(connection).await;
         let half_close = channels.version >= 5;
-        let (socket, reading) = Socket::new(stream, channels.codec, feeds, half_close, activity.clone());
+        let (socket, mut reading) = Socket::new(stream, channels.codec, feeds, half_close, activity.clone());
         let output = |wanted: bool, number| wanted.then(|| Sink::Channel(socket.channel(number)));
         let streams = Streams {
             stdin,
@@ -168,7 +168,11 @@ impl Context {
             self.remote(call, streams, &activity).await;
             socket.finish().await
         };
-        self.join(reading.run(), work, &activity).await
+        let ended = self.join(reading.run(), work, &activity).await;
+        if let Err(error) = &ended {
+            reading.fail(error).await;
+        }
+        ended
     }
 
     async fn remote(&self, call: Call, streams: Streams, activity: &Activity) {
@@ -215,7 +219,7 @@ impl Context {
         let (feeds, sources): (Vec<_>, Vec<_>) = call.ports.iter().map(|_| inbox(share)).unzip();
         let feeds = feeds.into_iter().flat_map(|feed| [Some(feed), None]).collect();
         let (socket, reading) = Socket::new(stream, channels.codec, feeds, false, activity.clone());
-        let reading = reading.with_patience(FORWARD_SLACK.patience);
+        let mut reading = reading.with_patience(FORWARD_SLACK.patience);
         let connections = sources.into_iter().zip(&call.ports).enumerate().map(|(index, (source, port))| {
             let (data, error) = (socket.channel(index as u8 * 2), socket.channel(index as u8 * 2 + 1));
             forward_channel(self, &call.pod, *port, source, [Sink::Channel(data), Sink::Channel(error)])
@@ -228,7 +232,11 @@ impl Context {
             }
             socket.finish().await
         };
-        self.join(reading.run(), work, &activity).await
+        let ended = self.join(reading.run(), work, &activity).await;
+        if let Err(error) = &ended {
+            reading.fail(error).await;
+        }
+        ended
     }
 
     /// Do the work while the client is there.

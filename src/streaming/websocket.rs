@@ -7,11 +7,14 @@
 //! only. Meanwhile its pings are not seen; so that it does not give up, pongs that it has not asked for are sent. Channels that
 //! have nothing to do with each other (ports) do not wait long: one of which nothing is read is thrown away.
 //!
+//! A client that breaks the protocol fails its connection (RFC 6455 7.1.7): whatever is served on it ends, and it is told
+//! why in a Close.
+//!
 //! What must never happen: a message that is larger than [`LARGEST_MESSAGE`] in memory; a message written in part.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,10 +23,11 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::{CapacityError, ProtocolError};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -37,6 +41,15 @@ const LARGEST_MESSAGE: usize = 16 << 20;
 
 /// So often a client whose data cannot be taken is told that we live.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
+
+/// For a client that broke the protocol to read why, and to close.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// So much of what it sends meanwhile is thrown away.
+const MOST_IGNORED: u64 = 8 << 20;
+
+/// Bytes of a Close's reason: a control frame has 125, two of which are the code.
+const LONGEST_REASON: usize = 123;
 
 /// The first byte of a message that half closes a channel.
 const CLOSES: u8 = 255;
@@ -57,7 +70,8 @@ pub(crate) enum Codec {
 pub(crate) struct Socket(Arc<Shared>);
 
 struct Shared {
-    write: Mutex<SplitSink<Stream, Message>>,
+    /// `None`: the connection has failed.
+    write: Mutex<Option<SplitSink<Stream, Message>>>,
     codec: Codec,
     activity: Arc<Activity>,
 }
@@ -73,6 +87,21 @@ pub(crate) struct Reading {
     /// A full channel of which nothing was read for so long is thrown away; `None`: the client waits.
     patience: Option<Duration>,
 }
+
+/// What a client did that the protocol does not allow.
+#[derive(Debug)]
+struct Violation {
+    code: CloseCode,
+    what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for Violation {}
 
 /// A channel that we write.
 pub(crate) struct Channel {
@@ -99,7 +128,7 @@ impl Socket {
         activity: Arc<Activity>,
     ) -> (Socket, Reading) {
         let (write, read) = stream.split();
-        let socket = Socket(Arc::new(Shared { write: Mutex::new(write), codec, activity }));
+        let socket = Socket(Arc::new(Shared { write: Mutex::new(Some(write)), codec, activity }));
         (socket.clone(), Reading { read, socket, feeds, half_close, patience: None })
     }
 
@@ -115,7 +144,9 @@ impl Socket {
     }
 
     async fn send(&self, message: Message) -> io::Result<()> {
-        self.0.write.lock().await.send(message).await.map_err(broken)
+        let mut write = self.0.write.lock().await;
+        let write = write.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        write.send(message).await.map_err(broken)
     }
 }
 
@@ -156,7 +187,7 @@ impl Reading {
     ///
     /// # Errors
     /// The connection broke, or what came is none of the protocol.
-    pub(crate) async fn run(mut self) -> io::Result<()> {
+    pub(crate) async fn run(&mut self) -> io::Result<()> {
         while let Some(message) = self.read.next().await {
             let message = match message.map_err(broken)? {
                 Message::Binary(bytes) => bytes,
@@ -174,17 +205,45 @@ impl Reading {
         Ok(())
     }
 
+    /// After [`Reading::run`] failed with `error`: if the client broke the protocol, tell it, and give it [`FAREWELL`]. Nobody
+    /// may be sending any more.
+    pub(crate) async fn fail(self, error: &io::Error) {
+        let violation = error.get_ref().and_then(|error| error.downcast_ref::<Violation>());
+        let (Some(Violation { code, what }), Some(write)) =
+            (violation, self.socket.0.write.lock().await.take())
+        else {
+            return;
+        };
+        let Ok(mut stream) = write.reunite(self.read) else { return };
+        drop(self.feeds);
+        let reason = what[..what.floor_char_boundary(LONGEST_REASON)].into();
+        let frame = CloseFrame { code: *code, reason };
+        let told = timeout(FAREWELL, async {
+            stream.send(Message::Close(Some(frame))).await.map_err(broken)?;
+            // what it has sent in pieces is not needed any more
+            let mut connection = stream.into_inner();
+            connection.shutdown().await?;
+            // closing while the client still sends would destroy what it has not read yet
+            tokio::io::copy(&mut connection.take(MOST_IGNORED), &mut tokio::io::sink()).await?;
+            Ok::<_, io::Error>(())
+        });
+        if !matches!(told.await, Ok(Ok(()))) {
+            tracing::debug!(what, "a client that broke the protocol did not close");
+        }
+    }
+
     async fn message(&mut self, message: &[u8]) -> io::Result<()> {
         let Some((number, payload)) = message.split_first() else { return Ok(()) };
         if self.half_close && *number == CLOSES {
             return match payload {
-                [number] if usize::from(*number) < self.feeds.len() => {
-                    if let Some(feed) = self.feeds[usize::from(*number)].take() {
+                [number] => {
+                    // channels that nobody reads: as with data
+                    if let Some(feed) = self.feeds.get_mut(usize::from(*number)).and_then(Option::take) {
                         feed.end();
                     }
                     Ok(())
                 }
-                _ => Err(invalid("a half close that names no channel")),
+                rest => Err(invalid(format!("a half close names one channel, not {}", rest.len()))),
             };
         }
         let (number, decoded);
@@ -241,10 +300,22 @@ fn broken(error: tungstenite::Error) -> io::Error {
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
             io::ErrorKind::BrokenPipe.into()
         }
-        other => io::Error::new(io::ErrorKind::InvalidData, other),
+        tungstenite::Error::Protocol(gone @ ProtocolError::ResetWithoutClosingHandshake) => {
+            io::Error::new(io::ErrorKind::ConnectionReset, gone)
+        }
+        tungstenite::Error::Capacity(CapacityError::MessageTooLong { max_size, .. }) => {
+            violation(CloseCode::Size, format!("a message of more than {max_size} bytes"))
+        }
+        tungstenite::Error::Utf8(what) => violation(CloseCode::Invalid, what),
+        tungstenite::Error::Protocol(what) => invalid(what.to_string()),
+        other => invalid(other.to_string()),
     }
 }
 
-fn invalid(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, why)
+fn invalid(what: impl Into<String>) -> io::Error {
+    violation(CloseCode::Protocol, what)
+}
+
+fn violation(code: CloseCode, what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, Violation { code, what: what.into() })
 }

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use futures_util::{SinkExt as _, StreamExt as _};
 use streaming::{Forward, Settings};
 use support::{DEADLINE, parts, server, sh, websocket};
@@ -36,7 +38,7 @@ async fn half_close_in_the_fifth_version() {
     let (server, _) = server(Settings::default()).await;
     let url = server.exec_url(sh("cat; echo err >&2; exit 7")).expect("a URL");
     let mut stream = websocket(&url, "v5.channel.k8s.io").await;
-    for message in [&b"\0hello "[..], b"\0world", b"", b"\x09nobody", b"\xff\0", b"\0too late"] {
+    for message in [&b"\0hello "[..], b"\0world", b"", b"\x09nobody", b"\xff\x09", b"\xff\0", b"\0too late"] {
         stream.send(Message::binary(message.to_vec())).await.expect("sends");
     }
     let [_, out, err, status, _] = all(&mut stream).await;
@@ -66,19 +68,63 @@ async fn earlier_versions_and_base64() {
     }
 }
 
-#[tokio::test]
-async fn what_is_not_of_the_protocol_ends_the_connection() {
-    let (server, _) = server(Settings::default()).await;
-    for (protocol, message) in [
-        ("v5.channel.k8s.io", Message::binary(b"\xff".to_vec())),
-        ("v5.channel.k8s.io", Message::binary(b"\xff\x09".to_vec())),
-        ("v4.base64.channel.k8s.io", Message::text("0!")),
-    ] {
-        let url = server.exec_url(sh("sleep 600")).expect("a URL");
-        let mut stream = websocket(&url, protocol).await;
-        stream.send(message).await.expect("sends");
-        while let Some(Ok(_)) = timeout(DEADLINE, stream.next()).await.expect("in time") {}
+/// The code and the reason of the Close that a client gets for these bytes, and that the connection ends after it.
+async fn close_for(server: &streaming::Server, protocol: &str, bytes: &[u8]) -> (u16, String) {
+    let url = server.exec_url(sh("sleep 600")).expect("a URL");
+    let mut stream = websocket(&url, protocol).await;
+    stream.get_mut().write_all(bytes).await.expect("sends");
+    let mut told = None;
+    while let Some(Ok(message)) = timeout(DEADLINE, stream.next()).await.expect("in time") {
+        if let Message::Close(Some(frame)) = message {
+            told = Some((frame.code.into(), frame.reason.to_string()));
+        }
     }
+    told.expect("a Close")
+}
+
+/// A frame with a mask of zeros.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    [&[first, 0x80 | payload.len() as u8, 0, 0, 0, 0][..], payload].concat()
+}
+
+#[tokio::test]
+async fn what_is_not_of_the_protocol_ends_the_connection_with_a_reason() {
+    let (server, _) = server(Settings::default()).await;
+    let large = [&[0x82, 0xff][..], &(17_u64 << 20).to_be_bytes(), &[0; 4], &[0; 100_000]].concat();
+    for (protocol, bytes, code, reason) in [
+        ("v5.channel.k8s.io", frame(0x82, b"\xff"), 1002, "a half close names one channel, not 0"),
+        ("v5.channel.k8s.io", frame(0x82, b"\xff\0\0"), 1002, "a half close names one channel, not 2"),
+        ("v4.base64.channel.k8s.io", frame(0x81, b"0!"), 1002, "not base64"),
+        ("v5.channel.k8s.io", b"\x82\x01\0".to_vec(), 1002, "unmasked"),
+        ("v5.channel.k8s.io", frame(0xc2, b"\0"), 1002, "Reserved bits"),
+        ("v5.channel.k8s.io", frame(0x83, b"\0"), 1002, "invalid opcode: 3"),
+        ("v5.channel.k8s.io", large, 1009, "a message of more than 16777216 bytes"),
+        ("v5.channel.k8s.io", frame(0x81, b"\0\xfe"), 1007, "utf-8"),
+    ] {
+        let told = close_for(&server, protocol, &bytes).await;
+        assert!(told.0 == code && told.1.contains(reason), "{protocol} {:x?}: {told:?}", &bytes[..7]);
+    }
+}
+
+#[tokio::test]
+async fn who_breaks_the_protocol_and_reads_nothing_holds_nothing() {
+    let (server, _) = server(Settings::default()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let port = listener.local_addr().expect("an address").port();
+    let url = server.forward_url(Forward { pod: "p".to_owned(), ports: vec![port] }).expect("a URL");
+    let mut stream = websocket(&url, "v4.channel.k8s.io").await;
+    let (mut pod, _) = listener.accept().await.expect("a connection");
+    // as much as goes, so that no Close does
+    while let Ok(written) = timeout(Duration::from_millis(500), pod.write_all(&[0; 1 << 20])).await {
+        written.expect("writes");
+    }
+    stream.get_mut().write_all(&frame(0x83, b"\0")).await.expect("sends");
+    let mut some = [0; 16];
+    let ended = timeout(DEADLINE, pod.read(&mut some)).await.expect("the connection to the pod ends");
+    assert!(!matches!(ended, Ok(1..)));
+    // the server lets go of the connection: then sending to it fails
+    let sending = async { while stream.get_mut().write_all(&[0; 1 << 16]).await.is_ok() {} };
+    timeout(DEADLINE, sending).await.expect("the connection of the client ends");
 }
 
 #[tokio::test]
