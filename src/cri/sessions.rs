@@ -76,6 +76,10 @@ impl Backend for Sessions {
             Ok(Box::new(stream) as Box<dyn Duplex>)
         })
     }
+
+    fn gone<'a>(&'a self, pod: &'a str) -> BoxFuture<'a, String> {
+        Box::pin(self.0.pod_over(pod))
+    }
 }
 
 fn resize(terminal: Terminal) -> Resize {

@@ -317,14 +317,23 @@ impl Engine {
         self.ctx.index.admit()?;
         let handle = self.pod(pod)?;
         let view = handle.look();
-        let name = &view.status.config.name;
-        let pod = format!("pod {}/{} ({})", name.namespace, name.name, view.status.id.short());
+        let pod = forward::name(&view);
         if view.stage != PodStage::Ready {
             return Err(Error::new(Kind::WrongState, format!("{pod} is not ready")));
         }
         let stream = forward::connect(view.status.netns.as_deref(), port).await;
         let stream = stream.map_err(|e| e.within(format!("connect to port {port} of {pod}")))?;
         Ok(Forwarded::new(stream, pod, handle.view))
+    }
+
+    /// Resolves, with the reason, when [`Engine::forward`] makes no connections to a pod any more, as it was stopped;
+    /// at once if there is no such pod.
+    pub async fn pod_over(&self, pod: &str) -> String {
+        let (pod, view) = match self.pod(pod) {
+            Ok(handle) => (forward::name(&handle.look()), handle.view),
+            Err(error) => return error.chain(),
+        };
+        forward::over(pod, view).await
     }
 
     /// Open the log file anew by its path, after the kubelet renamed it.

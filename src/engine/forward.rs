@@ -47,16 +47,24 @@ impl fmt::Debug for Forwarded {
 
 impl Forwarded {
     /// A connection into `pod` (its name), which shows itself in `view`.
-    pub(crate) fn new(stream: TcpStream, pod: String, mut view: watch::Receiver<Arc<PodView>>) -> Forwarded {
-        let over = async move {
-            let seen = view.wait_for(|view| view.stage != PodStage::Ready).await;
-            io::Error::other(match seen {
-                Ok(_) => format!("{pod} was stopped"),
-                // nobody owns it any more
-                Err(_) => "the container runtime is stopping".to_owned(),
-            })
-        };
+    pub(crate) fn new(stream: TcpStream, pod: String, view: watch::Receiver<Arc<PodView>>) -> Forwarded {
+        let over = async move { io::Error::other(over(pod, view).await) };
         Forwarded { stream, over: Box::pin(over) }
+    }
+}
+
+/// A pod's name for people.
+pub(crate) fn name(view: &PodView) -> String {
+    let name = &view.status.config.name;
+    format!("pod {}/{} ({})", name.namespace, name.name, view.status.id.short())
+}
+
+/// Wait until `pod` (its name), which shows itself in `view`, has no place for connections any more; why.
+pub(crate) async fn over(pod: String, mut view: watch::Receiver<Arc<PodView>>) -> String {
+    match view.wait_for(|view| view.stage != PodStage::Ready).await {
+        Ok(_) => format!("{pod} was stopped"),
+        // nobody owns it any more
+        Err(_) => "the container runtime is stopping".to_owned(),
     }
 }
 

@@ -22,6 +22,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Connect to `port` on localhost as the pod sees it. Called for each connection that the client makes.
     fn forward<'a>(&'a self, pod: &'a str, port: u16) -> BoxFuture<'a, Result<Box<dyn Duplex>, Refusal>>;
+
+    /// Resolves, with the reason, when no connections to the pod can be made any more, at once if that is so already;
+    /// those that there are break by themselves. Called once for each port-forward URL that is used, and awaited beside
+    /// its connections.
+    fn gone<'a>(&'a self, pod: &'a str) -> BoxFuture<'a, String>;
 }
 
 /// A connection: read and written.

@@ -166,7 +166,7 @@ impl Context {
             };
             let _ = socket.channel(first).send(&[]).await;
             self.remote(call, streams, &activity).await;
-            socket.finish().await
+            socket.finish(None).await
         };
         let ended = self.join(reading.run(), work, &activity).await;
         if let Err(error) = &ended {
@@ -198,11 +198,10 @@ impl Context {
         let session = spdy::Session::new(Box::new(write), limits, activity.clone());
         let (opened, streams) = mpsc::channel(FORWARD_STREAMS);
         let work = async {
-            tokio::select! {
-                () = forward::pairs(&*self.backend, &call.pod, streams, self.patience) => {}
-                reason = self.stop(&activity) => tracing::debug!(pod = call.pod, reason, "a port-forward ends"),
-            }
-            session.finish().await
+            let pairs = forward::pairs(&*self.backend, &call.pod, streams, self.patience);
+            self.forwarded(&call.pod, pairs, &activity).await;
+            // not for ever: the pod may be gone
+            timeout(LINGER, session.finish()).await?
         };
         self.join(session.run(read, opened), work, &activity).await
     }
@@ -226,17 +225,30 @@ impl Context {
         });
         let connections = join_all(connections);
         let work = async {
-            tokio::select! {
-                _ = connections => {}
-                reason = self.stop(&activity) => tracing::debug!(pod = call.pod, reason, "a port-forward ends"),
-            }
-            socket.finish().await
+            let connections = forward::until_gone(&*self.backend, &call.pod, connections);
+            let reason = self.forwarded(&call.pod, connections, &activity).await;
+            timeout(LINGER, socket.finish(reason.as_deref())).await?
         };
         let ended = self.join(reading.run(), work, &activity).await;
         if let Err(error) = &ended {
             reading.fail(error).await;
         }
         ended
+    }
+
+    /// Serve the connections of a port-forward, which may end with a reason; why it ends before its last connection.
+    async fn forwarded(
+        &self,
+        pod: &str,
+        connections: impl Future<Output = Option<String>>,
+        activity: &Activity,
+    ) -> Option<String> {
+        let reason = tokio::select! {
+            gone = connections => gone?,
+            reason = self.stop(activity) => reason.to_owned(),
+        };
+        tracing::debug!(pod, reason, "a port-forward ends");
+        Some(reason)
     }
 
     /// Do the work while the client is there.

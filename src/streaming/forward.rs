@@ -4,11 +4,15 @@
 //! any number at once. Over WebSocket channels there is one connection for each port that the URL was made for. The data
 //! stream is half closed in each direction when that direction ends; the error stream gets a text when something is wrong.
 //!
+//! When the pod has gone, its connections break and tell why; then the session ends.
+//!
 //! What must never happen: one connection holding up another for longer than a moment (see `spdy`: a client that keeps no
-//! windows may fill one up, which is then thrown away); a connection to the pod that outlives its client.
+//! windows may fill one up, which is then thrown away); a connection to the pod that outlives its client; a session that
+//! outlives its pod.
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -16,7 +20,7 @@ use futures_util::future::join;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::inbox::Source;
 use crate::outgoing::Outgoing;
@@ -25,6 +29,9 @@ use crate::{Backend, spdy};
 
 /// Bytes from a pod that are sent at once.
 const PIECE: usize = 32 << 10;
+
+/// For connections that break with their pod to tell their client.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A stream of a pair: what the client sends, and what it gets.
 pub(crate) type Half = (Source, Sink);
@@ -44,13 +51,14 @@ struct Waiting {
 }
 
 /// Serve the connections that the client makes with the streams it opens. Each pair must be complete within `patience`.
-/// Ends when `opened` does.
+/// Ends when `opened` does, or the pod: with the reason then.
 pub(crate) async fn pairs(
     backend: &dyn Backend,
     pod: &str,
     mut opened: mpsc::Receiver<spdy::Stream>,
     patience: Duration,
-) {
+) -> Option<String> {
+    let mut gone = backend.gone(pod);
     let mut waiting: HashMap<String, Waiting> = HashMap::new();
     let mut running = FuturesUnordered::new();
     loop {
@@ -63,23 +71,50 @@ pub(crate) async fn pairs(
         };
         tokio::select! {
             stream = opened.recv() => {
-                let Some(stream) = stream else { return };
+                let stream = stream?;
                 if let Some((port, data, error)) = pair(&mut waiting, stream) {
                     // nothing is read from an error stream
                     running.push(connection(backend, pod, port, data, error.1));
                 }
             }
             Some(()) = running.next() => {}
+            reason = &mut gone => {
+                let last_words = async {
+                    for (id, pair) in waiting {
+                        tell(pair, &format!("request {id}: {reason}")).await;
+                    }
+                    while running.next().await.is_some() {}
+                };
+                let _ = timeout(LAST_WORDS, last_words).await;
+                return Some(reason);
+            }
             () = expiry => {
                 let late = waiting.extract_if(|_, pair| pair.since.elapsed() >= patience);
                 for (id, pair) in late.collect::<Vec<_>>() {
                     let text = format!("request {id}: its other stream did not come within {patience:?}");
                     tracing::debug!(pod, text);
-                    if pair.kind == Kind::Error {
-                        pair.half.1.finish(text.as_bytes()).await;
-                    }
+                    tell(pair, &text).await;
                 }
             }
+        }
+    }
+}
+
+/// Tell the client, if it is the error stream that has come, that nothing will be made of it.
+async fn tell(pair: Waiting, text: &str) {
+    if pair.kind == Kind::Error {
+        pair.half.1.finish(text.as_bytes()).await;
+    }
+}
+
+/// Serve connections until they, or the pod, have ended: with the reason then.
+pub(crate) async fn until_gone(backend: &dyn Backend, pod: &str, connections: impl Future) -> Option<String> {
+    let mut connections = pin!(connections);
+    tokio::select! {
+        _ = &mut connections => None,
+        reason = backend.gone(pod) => {
+            let _ = timeout(LAST_WORDS, connections).await;
+            Some(reason)
         }
     }
 }

@@ -137,9 +137,10 @@ impl Socket {
         Channel { socket: self.clone(), number }
     }
 
-    /// Say that all is over, and why not if so.
-    pub(crate) async fn finish(&self) -> io::Result<()> {
-        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    /// Say that all is over, and the reason if it is not that all is done.
+    pub(crate) async fn finish(&self, reason: Option<&str>) -> io::Result<()> {
+        let code = if reason.is_some() { CloseCode::Away } else { CloseCode::Normal };
+        let frame = CloseFrame { code, reason: short(reason.unwrap_or_default()).into() };
         self.send(Message::Close(Some(frame))).await
     }
 
@@ -216,8 +217,7 @@ impl Reading {
         };
         let Ok(mut stream) = write.reunite(self.read) else { return };
         drop(self.feeds);
-        let reason = what[..what.floor_char_boundary(LONGEST_REASON)].into();
-        let frame = CloseFrame { code: *code, reason };
+        let frame = CloseFrame { code: *code, reason: short(what).into() };
         let told = timeout(FAREWELL, async {
             stream.send(Message::Close(Some(frame))).await.map_err(broken)?;
             // what it has sent in pieces is not needed any more
@@ -292,6 +292,11 @@ pub(crate) fn tunnel(
         .sink_map_err(broken)
         .with(|bytes: Bytes| std::future::ready(Ok::<_, io::Error>(Message::Binary(bytes))));
     (StreamReader::new(pieces), SinkWriter::new(CopyToBytes::new(messages)))
+}
+
+/// As much of a reason as a Close takes.
+fn short(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(LONGEST_REASON)]
 }
 
 fn broken(error: tungstenite::Error) -> io::Error {

@@ -464,7 +464,17 @@ async fn ports_of_pods_can_be_reached() {
     open.write_all(b"hello").await.unwrap();
     peer.read_exact(&mut [0; 5]).unwrap();
     let reading = tokio::spawn(async move { open.read(&mut [0; 16]).await });
+    let over = tokio::spawn({
+        let (engine, host) = (engine.clone(), host.clone());
+        async move { engine.pod_over(host.as_str()).await }
+    });
+    assert!(!over.is_finished());
     engine.stop_pod(host.as_str()).await.unwrap();
+    // so that who has no connection to it does not wait either
+    let why = soon("the pod's end", over).await.unwrap();
+    assert!(why.contains("pod test/h") && why.ends_with("was stopped"), "{why}");
+    assert_eq!(soon("a pod that has ended", engine.pod_over(host.as_str())).await, why);
+    assert!(soon("no pod", engine.pod_over("feed")).await.contains("feed"));
     let error = soon("its end", reading).await.unwrap().unwrap_err();
     assert!(
         error.to_string().contains("pod test/h") && error.to_string().ends_with("was stopped"),

@@ -175,3 +175,23 @@ async fn a_client_with_windows_reads_one_stream_while_another_is_full() {
     client.window(full, 10_000).await;
     client.until(|client| client.text(full).len() == 5000).await;
 }
+
+#[tokio::test]
+async fn a_session_ends_with_its_pod() {
+    let (server, machine) = server(Settings::default()).await;
+    let port = late_echo().await;
+    let url = server.forward_url(forward()).expect("a URL");
+    let mut idle = Client::connect(&url, PROTOCOL).await;
+    let (_, data) = pair(&mut idle, "1", port).await;
+    idle.send(data, b"", true).await;
+    idle.until(|client| client.ended.contains(&data)).await;
+    let half = idle.open(&[("streamtype", "error"), ("port", "80"), ("requestid", "2")]).await;
+    idle.until(|client| client.accepted.contains(&half)).await;
+    machine.gone.send_replace(Some("pod p was stopped".to_owned()));
+    idle.until_the_end().await;
+    assert_eq!((idle.text(half), idle.away), ("request 2: pod p was stopped".to_owned(), Some(0)));
+    // also one that connects only now
+    let mut late = Client::connect(&server.forward_url(forward()).expect("a URL"), PROTOCOL).await;
+    late.until_the_end().await;
+    assert_eq!(late.away, Some(0));
+}

@@ -168,6 +168,28 @@ async fn ports_in_channels() {
 }
 
 #[tokio::test]
+async fn a_port_forward_ends_with_its_pod() {
+    let (server, machine) = server(Settings::default()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listens");
+    let port = listener.local_addr().expect("an address").port();
+    let url = server.forward_url(Forward { pod: "p".to_owned(), ports: vec![port] }).expect("a URL");
+    let mut channels = websocket(&url, "v4.channel.k8s.io").await;
+    let (mut pod, _) = listener.accept().await.expect("a connection");
+    let url = server.forward_url(support::forward()).expect("a URL");
+    let mut tunnel = websocket(&url, "SPDY/3.1+portforward.k8s.io").await;
+    machine.gone.send_replace(Some("pod p was stopped".to_owned()));
+    let close = async |stream: &mut WebSocketStream<TcpStream>| loop {
+        let message = timeout(DEADLINE, stream.next()).await.expect("in time").expect("a Close");
+        if let Message::Close(frame) = message.expect("a message") {
+            break frame.map(|frame| (u16::from(frame.code), frame.reason.to_string()));
+        }
+    };
+    assert_eq!(close(&mut channels).await, Some((1001, "pod p was stopped".to_owned())));
+    assert!(!matches!(timeout(DEADLINE, pod.read(&mut [0])).await.expect("in time"), Ok(1..)));
+    assert_eq!(close(&mut tunnel).await, None);
+}
+
+#[tokio::test]
 async fn ports_in_channels_must_be_named() {
     let (server, _) = server(Settings::default()).await;
     let url = server.forward_url(support::forward()).expect("a URL");

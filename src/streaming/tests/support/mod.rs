@@ -28,6 +28,8 @@ pub(crate) struct Machine {
     pub(crate) sizes: Arc<Mutex<Vec<Size>>>,
     /// Sent to end an attach.
     pub(crate) ends: Mutex<Option<tokio::sync::oneshot::Receiver<End>>>,
+    /// Why all pods have gone.
+    pub(crate) gone: tokio::sync::watch::Sender<Option<String>>,
 }
 
 impl Machine {
@@ -90,6 +92,14 @@ impl Backend for Machine {
                 Ok(stream) => Ok(Box::new(stream) as _),
                 Err(error) => Err(Refusal::new(RefusalKind::NotFound, error.to_string())),
             }
+        })
+    }
+
+    fn gone<'a>(&'a self, _: &'a str) -> BoxFuture<'a, String> {
+        let mut gone = self.gone.subscribe();
+        Box::pin(async move {
+            let reason = gone.wait_for(Option::is_some).await.expect("the machine stays");
+            reason.clone().unwrap_or_default()
         })
     }
 }
