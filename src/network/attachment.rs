@@ -98,7 +98,7 @@ impl Attachment {
             ("K8S_POD_UID", self.uid.as_str()),
         ];
         for (key, value) in pairs {
-            if let Some(bad) = value.chars().find(|c| matches!(c, ';' | '=') || c.is_control()) {
+            if let Some(bad) = value.chars().find(|c| matches!(c, ';' | '=' | '\0' | '\n')) {
                 let message = format!("{key} {value:?} cannot be passed to CNI plugins: it contains {bad:?}");
                 return Err(Error::new(Kind::Invalid, message));
             }

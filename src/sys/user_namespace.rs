@@ -78,7 +78,8 @@ mod tests {
             Side::Child => {
                 let word: &[u8] = if enter(user.as_fd()).is_ok() { b"+" } else { b"-" };
                 let _ = nix::unistd::write(&writer, word);
-                let _ = reader.read(&mut [0]);
+                // it is killed when it was looked at, long before; a read of the pipe could take its own word back
+                std::thread::sleep(std::time::Duration::from_secs(60));
                 exit_now(0)
             }
             Side::Parent { pid, .. } => {
