@@ -55,8 +55,9 @@ pub(crate) fn terminal(cluster: &mut Cluster) -> Result<()> {
     size_becomes(&mut terminal, 31, 77)?;
     terminal.resize(41, 99)?;
     size_becomes(&mut terminal, 41, 99)?;
-    terminal.write("sleep 1000; echo interrupted $?\n")?;
-    terminal.until("interrupted $?")?;
+    // what is typed is echoed before it is read: only the output tells that something runs which can be interrupted
+    terminal.write("sh -c 'echo it run''s; exec sleep 1000'\n")?;
+    terminal.until("it runs")?;
     terminal.write("\u{3}")?;
     terminal.until("# ").context("the prompt after ^C")?;
     terminal.write("exit 9\n")?;

@@ -362,6 +362,7 @@ async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::
         user: config.namespaces.user.clone(),
         own_network: config.namespaces.user.is_some() && own_network(config),
         sysctls: monitors_sysctls(config),
+        mount_label: ctx.selinux.pod_files(&record.selinux_level, config),
     };
     let dir = ctx.paths.run_pod(&record.id);
     let text = serde_json::to_vec(&sandbox).map_err(io::Error::from);

@@ -237,4 +237,6 @@ pub struct Sandbox {
     pub own_network: bool,
     /// Sysctls to set in these namespaces.
     pub sysctls: std::collections::BTreeMap<String, String>,
+    /// SELinux label of the pod's files; `None`: there is no SELinux.
+    pub mount_label: Option<String>,
 }

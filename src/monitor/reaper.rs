@@ -40,15 +40,24 @@ const TITLE: &str = "corten-reaper";
 /// What a child says when it is what it should be; anything else is why not.
 const READY: &[u8] = b"+";
 
+/// Where it lives.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// The pod's network namespace; `None`: the node's.
+    pub(crate) network: Option<&'a OwnedFd>,
+    /// SELinux label of its root: that of the pod's files.
+    pub(crate) mount_label: Option<&'a str>,
+}
+
 /// Make it, in the pod's user and network namespaces where the pod has such.
-pub(crate) fn start(user: Option<&OwnedFd>, network: Option<&OwnedFd>) -> io::Result<Reaper> {
+pub(crate) fn start(user: Option<&OwnedFd>, place: Place<'_>) -> io::Result<Reaper> {
     match user {
-        Some(user) => start_in(user, network),
-        None => start_here(network),
+        Some(user) => start_in(user, place),
+        None => start_here(place),
     }
 }
 
-fn start_here(network: Option<&OwnedFd>) -> io::Result<Reaper> {
+fn start_here(place: Place<'_>) -> io::Result<Reaper> {
     let (reader, writer) = io::pipe()?;
     match clone3(Clone { namespaces: libc::CLONE_NEWPID, ..Clone::default() })? {
         Side::Parent { pid, pidfd } => {
@@ -58,19 +67,19 @@ fn start_here(network: Option<&OwnedFd>) -> io::Result<Reaper> {
         }
         Side::Child => {
             drop(reader);
-            become_reaper(leave_node(network), &writer)
+            become_reaper(leave_node(place), &writer)
         }
     }
 }
 
-fn start_in(user: &OwnedFd, network: Option<&OwnedFd>) -> io::Result<Reaper> {
+fn start_in(user: &OwnedFd, place: Place<'_>) -> io::Result<Reaper> {
     let (reader, writer) = io::pipe()?;
     let (mut born, bear) = io::pipe()?;
     let bearer = match clone3(Clone::default())? {
         Side::Parent { pid, .. } => pid,
         Side::Child => {
             drop((reader, born));
-            match leave_node(network).and_then(|()| bear_in(user)) {
+            match leave_node(place).and_then(|()| bear_in(user)) {
                 Ok(Side::Child) => {
                     drop(bear);
                     become_reaper(Ok(()), &writer)
@@ -145,21 +154,24 @@ fn step(what: &'static str) -> impl FnOnce(io::Error) -> io::Error {
 }
 
 /// What needs rights on the node. Afterwards no path leads anywhere.
-fn leave_node(network: Option<&OwnedFd>) -> io::Result<()> {
+fn leave_node(place: Place<'_>) -> io::Result<()> {
     let _ = nix::sys::prctl::set_name(c"corten-reaper");
     overwrite_start(TITLE).map_err(step("overwrite its command line"))?;
     namespace::unshare(libc::CLONE_NEWNS).map_err(step("make its mount namespace"))?;
     mount::propagate_all(Propagation::Private).map_err(step("make its mounts private"))?;
-    let root = empty_root().map_err(step("make its root"))?;
+    let root = empty_root(place.mount_label).map_err(step("make its root"))?;
     mount::pivot_root(root.as_fd()).map_err(step("enter its root"))?;
-    let network = network.map(|network| namespace::enter(network.as_fd(), libc::CLONE_NEWNET));
+    let network = place.network.map(|network| namespace::enter(network.as_fd(), libc::CLONE_NEWNET));
     network.unwrap_or(Ok(())).map_err(step("enter the pod's network namespace"))
 }
 
 /// Mounted over the root, as the only directory that is there for certain.
-fn empty_root() -> io::Result<OwnedFd> {
+fn empty_root(label: Option<&str>) -> io::Result<OwnedFd> {
     let tmpfs = FileSystem::open("tmpfs")?;
     tmpfs.set("mode", "0555")?;
+    if let Some(label) = label {
+        tmpfs.set("context", label)?;
+    }
     tmpfs.flag("ro")?;
     let root = tmpfs.mount(mount::RDONLY | mount::NOSUID | mount::NODEV | mount::NOEXEC)?;
     let onto = sys::path::open_directory(std::path::Path::new("/"))?;

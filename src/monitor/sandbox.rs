@@ -15,7 +15,7 @@ use sys::process::{Clone, Side, clone3};
 
 use crate::container::failure;
 use crate::protocol::{Failure, NETWORK_NAMESPACE_FD, Sandbox};
-use crate::reaper::{self, Reaper};
+use crate::reaper::{self, Place, Reaper};
 use crate::{owned, record};
 
 /// Which namespace a sysctl belongs to.
@@ -47,8 +47,9 @@ pub(crate) fn prepare(dir: &Path) -> Result<Option<Reaper>, Failure> {
         return Ok(None);
     }
     let network = network_of(&sandbox)?;
-    let reaper = reaper::start(user.as_ref(), network.as_ref())
-        .map_err(|e| format!("make the pod's PID namespace: {e}"))?;
+    let place = Place { network: network.as_ref(), mount_label: sandbox.mount_label.as_deref() };
+    let reaper =
+        reaper::start(user.as_ref(), place).map_err(|e| format!("make the pod's PID namespace: {e}"))?;
     let start =
         sys::process::start_time(reaper.pid).map_err(|e| format!("read the reaper's start time: {e}"))?;
     record::write_pid(&dir.join("reaper.pid"), reaper.pid, start)
