@@ -224,7 +224,7 @@ pub(crate) async fn update(
 async fn change_limits(ctx: &Context, link: Option<Link>, change: &Change) -> Result<Box<Resources>> {
     let (id, asked) = (&change.id, &change.asked);
     let mut after = bundle::resources::merge(&change.before, asked);
-    let spec = bundle::resources::change(asked, &after)?;
+    let spec = bundle::resources::change(asked, &after, sys::cgroup_usage::accounts_swap())?;
     let spec =
         serde_json::to_value(spec).map_err(|e| Error::because(Kind::Internal, "write the resources", e))?;
     let Some(link) = link else {

@@ -347,7 +347,7 @@ impl Engine {
     /// none yet.
     pub async fn update_resources(&self, id: &str, resources: Resources, annotations: Strings) -> Result<()> {
         let _ = annotations;
-        bundle::resources::to_spec(&resources)?;
+        bundle::resources::to_spec(&resources, true)?;
         self.container_verb(id, Ask::Update(Box::new(resources))).await
     }
 

@@ -193,6 +193,9 @@ fn not_set(write: &Write, error: &std::io::Error) -> Error {
         }
         // Lowering a limit below what is used, on v1.
         (Some(libc::EBUSY), "memory") => invalid("more memory is in use"),
+        (Some(libc::ENOENT), "memory") if is_swap(&write.file) => {
+            Error::unsupported("set limit", what, "this node does not account swap (memory.swap)")
+        }
         // A part of the file's name is the config's.
         (Some(libc::ENOENT | libc::ENAMETOOLONG), "hugetlb") => {
             invalid("this node has no pages of that size")
@@ -201,6 +204,11 @@ fn not_set(write: &Write, error: &std::io::Error) -> Error {
         _ if is_refused(error) => invalid("the kernel takes no such value"),
         _ => Error::internal("set limit", what, error),
     }
+}
+
+/// A kernel without swap accounting lacks these.
+fn is_swap(file: &str) -> bool {
+    matches!(file, "memory.memsw.limit_in_bytes" | "memory.swap.max")
 }
 
 /// Whether the value is what the kernel does not like.
@@ -305,9 +313,11 @@ fn memory_v1(memory: &LinuxMemory, writes: &mut Writes) -> Result<()> {
     if let Some(limit) = limit.filter(|l| *l != 0) {
         writes.add("memory", "memory.limit_in_bytes", limit);
     }
-    if let Some(swap) = swap.filter(|s| *s != 0) {
-        // A node without swap accounting has no such file, and no swap to limit.
-        writes.add_optional("memory", "memory.memsw.limit_in_bytes", swap);
+    match swap {
+        None | Some(0) => {}
+        // What there is without a limit, also where swap is not accounted.
+        Some(..0) => writes.add_optional("memory", "memory.memsw.limit_in_bytes", -1),
+        Some(swap) => writes.add("memory", "memory.memsw.limit_in_bytes", swap),
     }
     if let Some(reservation) = memory.reservation().filter(|r| *r != 0) {
         writes.add("memory", "memory.soft_limit_in_bytes", reservation);
@@ -340,7 +350,7 @@ fn memory_v2(memory: &LinuxMemory, writes: &mut Writes) -> Result<()> {
     match (memory.swap().filter(|s| *s != 0), limit) {
         (Some(swap), _) if swap < 0 => writes.add_optional("memory", "memory.swap.max", "max"),
         (Some(swap), Some(limit)) if limit > 0 && swap >= limit => {
-            writes.add_optional("memory", "memory.swap.max", swap - limit);
+            writes.add("memory", "memory.swap.max", swap - limit);
         }
         (Some(_), _) => {
             return Err(invalid("memory.swap", "is memory + swap: it needs a memory limit below it"));
@@ -615,6 +625,24 @@ mod tests {
             ("cpu", libc::EBUSY, Kind::Internal),
         ] {
             assert_eq!(kind(controller, errno), expected, "{controller} {errno}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_swap_is_never_left_out() {
+        for version in [Version::V1, Version::V2] {
+            let swap_writes = |swap: i64| {
+                let json = serde_json::json!({"memory": {"limit": 1000, "swap": swap}});
+                let all = writes(&serde_json::from_value(json).unwrap(), &|_| Some(version)).unwrap();
+                all.into_iter().filter(|w| is_swap(&w.file)).next_back().unwrap()
+            };
+            let limit = swap_writes(1000);
+            assert_eq!(limit.absent, Absent::Refused, "{version:?}");
+            let error = not_set(&limit, &std::io::Error::from_raw_os_error(libc::ENOENT));
+            assert_eq!(error.kind, crate::error::Kind::Unsupported);
+            assert!(error.to_string().contains("memory.swap"), "{error}");
+            // without a limit is how it is
+            assert_eq!(swap_writes(-1).absent, Absent::Left, "{version:?}");
         }
     }
 

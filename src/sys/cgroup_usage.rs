@@ -418,9 +418,40 @@ impl Cgroup {
     }
 }
 
+/// Whether this node accounts swap, so that it can be limited: a kernel may be built or booted without.
+pub fn accounts_swap() -> bool {
+    let Ok(Some(memory)) = Layout::host().map(|layout| layout.controller("memory")) else { return false };
+    match memory.version {
+        Version::V1 => memory.mount.join("memory.memsw.limit_in_bytes").exists(),
+        Version::V2 => {
+            children_have_swap(&memory.mount).unwrap_or_else(|| std::path::Path::new("/proc/swaps").exists())
+        }
+    }
+}
+
+/// The root of the v2 hierarchy has no limits: the first cgroup below it that has some tells. `None`: there is none.
+fn children_have_swap(root: &std::path::Path) -> Option<bool> {
+    let entries = fs::read_dir(root).ok()?;
+    let limited = entries.filter_map(|e| Some(e.ok()?.path())).find(|dir| dir.join("memory.max").exists())?;
+    Some(limited.join("memory.swap.max").exists())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cgroup_with_limits_tells_whether_swap_is_accounted() {
+        let root = tempfile::tempdir().unwrap();
+        let has_swap = || children_have_swap(root.path());
+        fs::create_dir(root.path().join("threads")).unwrap();
+        assert_eq!(has_swap(), None);
+        fs::create_dir(root.path().join("pods")).unwrap();
+        fs::write(root.path().join("pods/memory.max"), "max").unwrap();
+        assert_eq!(has_swap(), Some(false));
+        fs::write(root.path().join("pods/memory.swap.max"), "max").unwrap();
+        assert_eq!(has_swap(), Some(true));
+    }
 
     #[test]
     fn keys_are_matched_whole() {

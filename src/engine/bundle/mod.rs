@@ -113,7 +113,7 @@ fn refuse(config: &ContainerConfig, pod: &PodConfig) -> Result<()> {
     if config.stop_signal.is_some_and(|signal| !(1..=64).contains(&signal)) {
         return invalid("the stop signal is not a signal");
     }
-    resources::to_spec(&config.resources)?;
+    resources::to_spec(&config.resources, true)?;
     security::check(config)?;
     mounts::check_in(config, pod.namespaces.user.as_ref())?;
     mounts::check(config)

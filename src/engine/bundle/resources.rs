@@ -10,17 +10,17 @@ use super::devices::Devices;
 use crate::config::Resources;
 use crate::{Error, Kind, Result};
 
-/// The limits that are set; what is zero or empty is left out and stays as it is.
-pub(crate) fn to_spec(resources: &Resources) -> Result<LinuxResources> {
+/// The limits that are set; what is zero or empty is left out and stays as it is. `accounts_swap`: the node accounts swap.
+pub(crate) fn to_spec(resources: &Resources, accounts_swap: bool) -> Result<LinuxResources> {
     check(resources)?;
-    let value = Value::Object(fields(resources));
+    let value = Value::Object(fields(resources, accounts_swap));
     serde_json::from_value(value).map_err(|e| Error::because(Kind::Invalid, "the container's limits", e))
 }
 
 /// With the rules for devices, for a new container.
 pub(super) fn with_devices(resources: &Resources, devices: &Devices) -> Result<Value> {
     check(resources)?;
-    let mut all = fields(resources);
+    let mut all = fields(resources, sys::cgroup_usage::accounts_swap());
     all.insert("devices".to_owned(), devices.rules.clone().into());
     Ok(Value::Object(all))
 }
@@ -53,7 +53,7 @@ fn check(resources: &Resources) -> Result<()> {
     Ok(())
 }
 
-fn fields(resources: &Resources) -> Map<String, Value> {
+fn fields(resources: &Resources, accounts_swap: bool) -> Map<String, Value> {
     let mut all = Map::new();
     let mut cpu = Map::new();
     let mut number = |name: &str, value: i64| {
@@ -72,7 +72,7 @@ fn fields(resources: &Resources) -> Map<String, Value> {
     if !cpu.is_empty() {
         all.insert("cpu".to_owned(), cpu.into());
     }
-    if let Some(memory) = memory(resources) {
+    if let Some(memory) = memory(resources, accounts_swap) {
         all.insert("memory".to_owned(), memory);
     }
     if !resources.hugepage_limits.is_empty() {
@@ -85,19 +85,21 @@ fn fields(resources: &Resources) -> Map<String, Value> {
     all
 }
 
-/// A container that has a limit and names no swap gets none: swap is memory and swap together.
-fn memory(resources: &Resources) -> Option<Value> {
+/// A container that has a limit and names no swap gets none: swap is memory and swap together. Where the node does not account
+/// swap only what was asked for is passed on, and refused there.
+fn memory(resources: &Resources, accounts_swap: bool) -> Option<Value> {
     match (resources.memory_limit, resources.memory_swap_limit) {
         (0, 0) => None,
         (0, swap) => Some(json!({"swap": swap})),
-        (limit, 0) => Some(json!({"limit": limit, "swap": limit})),
+        (limit, 0) if accounts_swap => Some(json!({"limit": limit, "swap": limit})),
+        (limit, 0) => Some(json!({"limit": limit})),
         (limit, swap) => Some(json!({"limit": limit, "swap": swap})),
     }
 }
 
 /// What has to be set for an update: what it names, and what the kernel takes only together with that. `after` is what
 /// holds then ([`merge`]).
-pub(crate) fn change(asked: &Resources, after: &Resources) -> Result<LinuxResources> {
+pub(crate) fn change(asked: &Resources, after: &Resources, accounts_swap: bool) -> Result<LinuxResources> {
     check(after)?;
     let mut all = asked.clone();
     if asked.memory_limit != 0 || asked.memory_swap_limit != 0 {
@@ -106,7 +108,7 @@ pub(crate) fn change(asked: &Resources, after: &Resources) -> Result<LinuxResour
     if asked.cpu_quota != 0 || asked.cpu_period != 0 {
         (all.cpu_quota, all.cpu_period) = (after.cpu_quota, after.cpu_period);
     }
-    to_spec(&all)
+    to_spec(&all, accounts_swap)
 }
 
 /// Memory and swap together after an update: when it names no swap, as much swap as before.
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn only_what_is_set_is_there() {
-        assert_eq!(Value::Object(fields(&Resources::default())), json!({}));
+        assert_eq!(Value::Object(fields(&Resources::default(), true)), json!({}));
         let resources = Resources {
             cpu_quota: 5000,
             cpu_period: 10_000,
@@ -190,8 +192,19 @@ mod tests {
             "hugepageLimits": [{"pageSize": "2MB", "limit": 4}],
             "unified": {"pids.max": "5"},
         });
-        assert_eq!(Value::Object(fields(&resources)), want);
-        to_spec(&resources).unwrap();
+        assert_eq!(Value::Object(fields(&resources, true)), want);
+        to_spec(&resources, true).unwrap();
+    }
+
+    #[test]
+    fn where_swap_is_not_accounted_only_a_limit_that_was_asked_for_is_passed_on() {
+        let memory = |memory_limit, memory_swap_limit| {
+            let asked = Resources { memory_limit, memory_swap_limit, ..Resources::default() };
+            Value::Object(fields(&asked, false))["memory"].clone()
+        };
+        assert_eq!(memory(100, 0), json!({"limit": 100}));
+        assert_eq!(memory(100, 100), json!({"limit": 100, "swap": 100}));
+        assert_eq!(memory(100, -1), json!({"limit": 100, "swap": -1}));
     }
 
     #[test]
@@ -202,7 +215,7 @@ mod tests {
             Resources { memory_limit: -1, memory_swap_limit: 7, ..Resources::default() },
             Resources { memory_limit: 10, memory_swap_limit: 5, ..Resources::default() },
         ] {
-            assert_eq!(to_spec(&bad).unwrap_err().kind, Kind::Invalid, "{bad:?}");
+            assert_eq!(to_spec(&bad, true).unwrap_err().kind, Kind::Invalid, "{bad:?}");
         }
     }
 
@@ -210,7 +223,7 @@ mod tests {
     fn what_belongs_together_is_set_together() {
         let spec = |before: &Resources, asked: &Resources| {
             let after = merge(before, asked);
-            (change(asked, &after).map(|s| serde_json::to_value(s).unwrap()).map_err(|e| e.kind), after)
+            (change(asked, &after, true).map(|s| serde_json::to_value(s).unwrap()).map_err(|e| e.kind), after)
         };
         let with = |memory_limit, memory_swap_limit| Resources {
             memory_limit,

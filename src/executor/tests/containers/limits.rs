@@ -33,6 +33,14 @@ fn version(controller: &str) -> Option<Version> {
     Layout::host().unwrap().controller(controller).map(|h| h.version)
 }
 
+/// Limits of memory, and of memory and swap together where the node accounts swap.
+fn memory(limit: u64, swap: u64) -> serde_json::Value {
+    match sys::cgroup_usage::accounts_swap() {
+        true => json!({"memory": {"limit": limit, "swap": swap}}),
+        false => json!({"memory": {"limit": limit}}),
+    }
+}
+
 /// The value of a controller's file, by its name on v1 and on v2.
 fn value(cgroup: &Cgroup, controller: &str, (v1, v2): (&str, &str)) -> String {
     let file = if version(controller) == Some(Version::V1) { v1 } else { v2 };
@@ -86,9 +94,14 @@ fn what_cannot_be_set_is_told() {
         assert_eq!(cpus.kind, executor::Kind::Invalid, "{cpus}");
         assert!(cpus.to_string().contains("cpuset.cpus=4999"), "{cpus}");
     }
-    let memory = refused(json!({"memory": {"limit": 8192, "swap": 8192}}));
-    assert_eq!(memory.kind, executor::Kind::Invalid, "{memory}");
-    assert!(memory.to_string().contains("memory"), "{memory}");
+    let small = refused(memory(8192, 8192));
+    assert_eq!(small.kind, executor::Kind::Invalid, "{small}");
+    assert!(small.to_string().contains("memory"), "{small}");
+    if !sys::cgroup_usage::accounts_swap() {
+        let swap = refused(json!({"memory": {"limit": 64 << 20, "swap": 64 << 20}}));
+        assert_eq!(swap.kind, executor::Kind::Unsupported, "{swap}");
+        assert!(swap.to_string().contains("memory.swap"), "{swap}");
+    }
 }
 
 /// Which files there are depends on the kernel's I/O schedulers: a weight is in one of them, or is refused by name.
@@ -128,7 +141,7 @@ fn running_out_of_memory() {
     let mut bundle = Bundle::new("");
     // a line that never ends is kept whole
     bundle.config["process"]["args"] = json!(["/usr/bin/tail", "-n", "1", "/dev/zero"]);
-    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}});
+    bundle.config["linux"]["resources"] = memory(16 << 20, 16 << 20);
     let (process, output) = bundle.start().unwrap();
     let outcome = finish(&process, output);
     assert_eq!(outcome.code, 137, "{outcome:?}");
@@ -270,7 +283,7 @@ fn a_frozen_container_can_be_killed() {
 fn usage() {
     let mut bundle =
         Bundle::new("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; touch /tmp/done; sleep 1000");
-    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 256 << 20, "swap": 257 << 20}});
+    bundle.config["linux"]["resources"] = memory(256 << 20, 257 << 20);
     let container = bundle.start().unwrap().0;
     until("it has worked", || bundle.root().join("tmp/done").exists());
     let usage = container.cgroup.usage().unwrap();
@@ -291,17 +304,17 @@ fn usage() {
 
 fn update() {
     let mut bundle = Bundle::new("sleep 1000");
-    bundle.config["linux"]["resources"] = json!({"memory": {"limit": 64 << 20, "swap": 64 << 20}});
+    bundle.config["linux"]["resources"] = memory(64 << 20, 64 << 20);
     let container = bundle.start().unwrap().0;
     let set = |limits| executor::update(&container.cgroup, &serde_json::from_value(limits).unwrap());
-    let memory = || value(&container.cgroup, "memory", ("memory.limit_in_bytes", "memory.max"));
+    let limit = || value(&container.cgroup, "memory", ("memory.limit_in_bytes", "memory.max"));
     // up, down, and without touching what is not named
-    set(json!({"memory": {"limit": 128 << 20, "swap": 128 << 20}})).unwrap();
-    assert_eq!(memory(), (128 << 20).to_string());
-    set(json!({"memory": {"limit": 32 << 20, "swap": 32 << 20}})).unwrap();
-    assert_eq!(memory(), (32 << 20).to_string());
+    set(memory(128 << 20, 128 << 20)).unwrap();
+    assert_eq!(limit(), (128 << 20).to_string());
+    set(memory(32 << 20, 32 << 20)).unwrap();
+    assert_eq!(limit(), (32 << 20).to_string());
     set(json!({"pids": {"limit": 33}, "cpu": {"quota": -1}})).unwrap();
-    assert_eq!(memory(), (32 << 20).to_string());
+    assert_eq!(limit(), (32 << 20).to_string());
     assert_eq!(value(&container.cgroup, "pids", ("pids.max", "pids.max")), "33");
     let error = set(json!({"hugepageLimits": [{"pageSize": "3KB", "limit": 1}]})).unwrap_err().to_string();
     assert!(error.contains("hugetlb"), "{error}");
