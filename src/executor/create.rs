@@ -35,7 +35,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::hooks::{self, State};
 use crate::init::{self, Plan, has_node_hooks, namespace_name};
 use crate::process::Pending;
-use crate::{Create, apart, credentials, id_maps, load, mounts, resources, seccomp};
+use crate::{Create, OnCgroup, apart, credentials, id_maps, load, mounts, resources, seccomp};
 
 /// Make a container. Forks, and returns at once; [`Pending::complete`] tells the outcome.
 pub fn create(create: Create<'_>) -> Result<Pending> {
@@ -118,11 +118,14 @@ fn undo(made: &Option<Made>) {
 type Built = (Init, Option<OwnedFd>, Vec<String>);
 
 fn build(create: Create<'_>, made: &mut Option<Made>) -> Result<Built> {
-    let gate = create.gate.map(Path::to_owned);
+    let (gate, on_cgroup) = (create.gate.map(Path::to_owned), create.on_cgroup);
     let mut plan = plan(create)?;
     let cgroup = plan.cgroup.clone();
     make_cgroup(&cgroup, Version::V2)?;
     let undoing = made.insert(Made { cgroup: cgroup.clone(), init: None, gate: None });
+    if let Some(OnCgroup(note)) = on_cgroup {
+        note(&cgroup).step("write down cgroup", cgroup.path())?;
+    }
     let limits_first = !Layout::host().step("find the cgroups", "")?.has_v1();
     if limits_first {
         set_limits(&plan)?;
@@ -162,7 +165,7 @@ fn build(create: Create<'_>, made: &mut Option<Made>) -> Result<Built> {
         (init.pid, init.pidfd) = born(&ours)?;
         undoing.init = Some(init.clone());
         apart::own_pipes(&plan, &apart::owners_of(init.pid)?)?;
-        let hooks = || run_node_hooks(&plan, init.pid);
+        let hooks = || run_node_hooks(&plan, &init);
         apart::make_root(&plan, (init.pid, init.pidfd.as_fd()), &ours, hooks)?;
     }
     let (console, warnings) = follow(&plan, &init, &ours)?;
@@ -185,7 +188,7 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
         let message = channel.receive::<FromInit>().step("hear from init", "")?;
         match message {
             Some((FromInit::MountsMade, _)) => {
-                run_node_hooks(plan, init.pid)?;
+                run_node_hooks(plan, init)?;
                 channel.send(&ToInit::Continue, &[]).step("tell init", "to go on")?;
             }
             Some((FromInit::Ready { warnings }, mut fds)) => {
@@ -209,14 +212,16 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
     })
 }
 
-fn run_node_hooks(plan: &Plan, pid: i32) -> Result<()> {
+fn run_node_hooks(plan: &Plan, init: &Init) -> Result<()> {
     let Some(hooks) = plan.spec.hooks().as_ref().filter(|h| has_node_hooks(h)) else { return Ok(()) };
     // With a PID namespace that was joined our children would be born in it, and end with it.
     let own = fs::File::open("/proc/self/ns/pid").step("open", "/proc/self/ns/pid")?;
     sys::namespace::enter(own.as_fd(), libc::CLONE_NEWPID).step("leave pid namespace of", &plan.id)?;
-    let state = State { id: &plan.id, status: "creating", pid, bundle: &plan.bundle };
-    hooks::run("prestart", hooks.prestart().as_ref(), &plan.spec, &state)?;
-    hooks::run("createRuntime", hooks.create_runtime().as_ref(), &plan.spec, &state)
+    let state = State { id: &plan.id, status: "creating", pid: init.pid, bundle: &plan.bundle };
+    for (name, list) in [("prestart", hooks.prestart()), ("createRuntime", hooks.create_runtime())] {
+        hooks::run(name, list.as_ref(), &plan.spec, &state, Some(init.pidfd.as_fd()))?;
+    }
+    Ok(())
 }
 
 fn make_cgroup(cgroup: &Cgroup, version: Version) -> Result<()> {

@@ -13,7 +13,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -51,15 +51,21 @@ impl State<'_> {
     }
 }
 
-/// Run hooks in their order until one fails.
-pub(crate) fn run(name: &str, hooks: Option<&Vec<Hook>>, spec: &Spec, state: &State<'_>) -> Result<()> {
+/// Run hooks in their order until one fails. `init`: the container's, when a hook makes no sense without it any more.
+pub(crate) fn run(
+    name: &str,
+    hooks: Option<&Vec<Hook>>,
+    spec: &Spec,
+    state: &State<'_>,
+    init: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     for hook in hooks.into_iter().flatten() {
-        run_one(name, hook, &state.json(spec))?;
+        run_one(name, hook, &state.json(spec), init)?;
     }
     Ok(())
 }
 
-fn run_one(name: &str, hook: &Hook, state: &[u8]) -> Result<()> {
+fn run_one(name: &str, hook: &Hook, state: &[u8], init: Option<BorrowedFd<'_>>) -> Result<()> {
     let what = hook.path().display().to_string();
     let step = format!("run {name} hook");
     let mut command = Command::new(hook.path());
@@ -80,7 +86,7 @@ fn run_one(name: &str, hook: &Hook, state: &[u8]) -> Result<()> {
         .spawn()
         .step(&step, &what)?;
     let limit = hook.timeout().and_then(|t| u64::try_from(t).ok()).map(Duration::from_secs);
-    wait(&mut child, &stderr, limit).map_err(|why| Error::new(Kind::Internal, &step, what, why))
+    wait(&mut child, &stderr, limit, init).map_err(|why| Error::new(Kind::Internal, &step, what, why))
 }
 
 /// A file without a name, to be read from its start.
@@ -91,17 +97,28 @@ fn memory(content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// Wait for the end; the reason when it is not a success. A hook that is late is killed with its process group.
-fn wait(child: &mut Child, stderr: &File, limit: Option<Duration>) -> std::result::Result<(), String> {
+/// Wait for the end; the reason when it is not a success. A hook that is late, or whose container is killed meanwhile, is
+/// killed with its process group.
+fn wait(
+    child: &mut Child,
+    stderr: &File,
+    limit: Option<Duration>,
+    init: Option<BorrowedFd<'_>>,
+) -> std::result::Result<(), String> {
     let pid = child.id() as i32;
     let pidfd = sys::process::pidfd_open(pid).map_err(|e| crate::errno_text(&e))?;
     let forever = Duration::from_secs(365 * 24 * 3600);
-    let in_time = sys::process::wait_for_end(pidfd.as_fd(), limit.unwrap_or(forever));
-    if !in_time.map_err(|e| crate::errno_text(&e))? {
+    let both: Vec<BorrowedFd<'_>> = std::iter::once(pidfd.as_fd()).chain(init).collect();
+    let first = sys::process::wait_for_first(&both, limit.unwrap_or(forever));
+    let first = first.map_err(|e| crate::errno_text(&e))?;
+    if first != Some(0) {
         let group = nix::unistd::Pid::from_raw(pid);
         let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _ = child.wait();
-        return Err(format!("not done after {} s", limit.unwrap_or_default().as_secs()));
+        return Err(match first {
+            Some(_) => "the container was killed meanwhile".to_owned(),
+            None => format!("not done after {} s", limit.unwrap_or_default().as_secs()),
+        });
     }
     let status = child.wait().map_err(|e| crate::errno_text(&e))?;
     if status.success() {
@@ -135,7 +152,7 @@ pub fn poststop(id: &str, bundle: &Path) -> Result<()> {
 fn run_all(name: &str, hooks: Option<&Vec<Hook>>, spec: &Spec, state: &State<'_>) -> Result<()> {
     let mut first = Ok(());
     for hook in hooks.into_iter().flatten() {
-        let result = run_one(name, hook, &state.json(spec));
+        let result = run_one(name, hook, &state.json(spec), None);
         first = first.and(result);
     }
     first

@@ -78,6 +78,19 @@ pub struct Create<'a> {
     pub gate: Option<&'a Path>,
     /// So many descriptors from 3 on stay open in the container (`--preserve-fds`).
     pub preserve_fds: u32,
+    /// Called by the builder when the cgroup is the container's, so that whoever wants its making to end can find it.
+    pub on_cgroup: Option<OnCgroup<'a>>,
+}
+
+/// What is done when the cgroup of a new container is there; it runs in the builder. SIGKILL for all in the cgroup ends the
+/// making from then on, with everything undone.
+#[derive(Clone, Copy)]
+pub struct OnCgroup<'a>(pub &'a dyn Fn(&Cgroup) -> std::io::Result<()>);
+
+impl std::fmt::Debug for OnCgroup<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnCgroup")
+    }
 }
 
 /// What an exec runs.

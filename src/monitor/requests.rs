@@ -132,6 +132,7 @@ impl Supervisor {
             seccomp_cache: &self.seccomp_cache,
             gate: None,
             preserve_fds: 0,
+            on_cgroup: None,
         })?;
         self.events.add(&pending, Source::Created(key)).map_err(|e| io("watch the creation", &e))?;
         Ok(Container {

@@ -152,13 +152,19 @@ pub fn wait_any() -> io::Result<Option<(i32, Ended)>> {
 
 /// Wait until a process has ended (it need not be a child), at most so long. `false`: time is up.
 pub fn wait_for_end(pidfd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    wait_for_first(&[pidfd], limit).map(|first| first.is_some())
+}
+
+/// Wait until one of these processes has ended, at most so long: its place in the list. `None`: time is up.
+pub fn wait_for_first(pidfds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<Option<usize>> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let deadline = std::time::Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pidfd, PollFlags::POLLIN)], timeout) {
-            Ok(count) => return Ok(count > 0),
+        let mut waiting: Vec<_> = pidfds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        match poll(&mut waiting, timeout) {
+            Ok(_) => return Ok(waiting.iter().position(|fd| fd.any().unwrap_or(false))),
             Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -1,17 +1,18 @@
 //! `create`, `start` and `run`.
 
 use std::fs;
-use std::io::{ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use executor::{Create, Process, Stdio};
+use executor::{Create, OnCgroup, Process, Stdio};
 use serde::Deserialize;
+use sys::cgroup::Cgroup;
 
 use super::args::{Global, Make, Run};
 use super::foreground::{Signals, Waiting};
-use super::record::{self, Record, Status};
+use super::record::{self, Maker, Record, Status};
 use super::{Doing, Failed, Result, ending, warn};
 
 /// The few fields of `config.json` that the command line itself needs; the executor checks the whole.
@@ -125,11 +126,11 @@ fn begin(global: &Global, make: &Make, glance: &Glance, started: bool) -> Result
         }
         other => other.doing(|| format!("make {}", directory.display()))?,
     }
-    let mut record = Record::new(&make.id, &make.bundle);
+    let mut record = Record::new(&make.id, &make.bundle)?;
     record.rootfs = make.bundle.join(&glance.root.path);
     record.annotations.clone_from(&glance.annotations);
     record.started = started;
-    let made = record.save(global).and_then(|()| execute(global, make)).and_then(|process| {
+    let made = record.save(global).and_then(|()| execute(global, make, &record)).and_then(|process| {
         record.pid = process.pid;
         record.start_time = process.start_time;
         record.cgroup = process.cgroup.path().to_owned();
@@ -144,8 +145,15 @@ fn begin(global: &Global, make: &Make, glance: &Glance, started: bool) -> Result
     }
 }
 
-fn execute(global: &Global, make: &Make) -> Result<Process> {
+fn execute(global: &Global, make: &Make, record: &Record) -> Result<Process> {
     let gate = record::gate(global, &make.id);
+    // In the builder: a `delete` finds what there is even when this command is killed.
+    let note = |cgroup: &Cgroup| {
+        let mut record = record.clone();
+        record.makers.push(Maker::this()?);
+        record.cgroup = cgroup.path().to_owned();
+        record.save(global).map_err(|Failed(why)| io::Error::other(why))
+    };
     let pending = executor::create(Create {
         id: &make.id,
         bundle: &make.bundle,
@@ -153,6 +161,7 @@ fn execute(global: &Global, make: &Make) -> Result<Process> {
         seccomp_cache: &record::seccomp_cache(global),
         gate: Some(&gate),
         preserve_fds: make.preserve_fds,
+        on_cgroup: Some(OnCgroup(&note)),
     })?;
     let process = pending.complete()?;
     process.warnings.iter().for_each(|warning| warn(global, warning));

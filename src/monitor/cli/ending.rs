@@ -48,7 +48,8 @@ pub(crate) fn kill(global: &Global, kill: &Kill) -> Result<()> {
     sys::process::pidfd_signal(init.as_fd(), kill.signal).doing(what)
 }
 
-/// `delete`: a container that runs is refused, or with `force` killed first. One that waits for its start is killed.
+/// `delete`: a container that runs or is being made is refused, or with `force` killed first. One that waits for its start
+/// is killed.
 pub(crate) fn delete(global: &Global, id: &str, force: bool) -> Result<()> {
     let Some(record) = record::find(global, id)? else {
         return if force {
@@ -58,13 +59,32 @@ pub(crate) fn delete(global: &Global, id: &str, force: bool) -> Result<()> {
         };
     };
     let status = record.status();
-    if matches!(status, Status::Running | Status::Paused) && !force {
+    if matches!(status, Status::Creating | Status::Running | Status::Paused) && !force {
         return Err(Failed(format!(
             "container {id:?} is {}: it must be stopped first (or use --force)",
             status.name()
         )));
     }
-    remove(global, &record)
+    if status == Status::Creating { abort(global, id) } else { remove(global, &record) }
+}
+
+/// End the making of a container. Who makes it undoes it; what is left when that was killed is removed here.
+fn abort(global: &Global, id: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // Everything may have happened meanwhile.
+        let Some(record) = record::find(global, id)? else { return Ok(()) };
+        if record.status() != Status::Creating {
+            return remove(global, &record);
+        }
+        if Instant::now() >= deadline {
+            return Err(Failed(format!("container {id:?} is still being made although it was killed")));
+        }
+        if let Some(cgroup) = record.cgroup() {
+            cgroup.kill().doing(|| format!("kill what is in cgroup {}", cgroup.path()))?;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A directory without a record: what a killed `create` left.

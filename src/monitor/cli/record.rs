@@ -37,7 +37,10 @@ pub(crate) struct Record {
     /// RFC 3339.
     #[serde(default)]
     pub(crate) created: String,
-    /// Path of its cgroup; empty while it is being made.
+    /// Who makes it: the command, then its builder. Looked at until there is an init only.
+    #[serde(default)]
+    pub(crate) makers: Vec<Maker>,
+    /// Path of its cgroup; empty until that is made.
     #[serde(default)]
     pub(crate) cgroup: String,
     /// `start` was called.
@@ -45,6 +48,21 @@ pub(crate) struct Record {
     pub(crate) started: bool,
     #[serde(default)]
     pub(crate) annotations: std::collections::BTreeMap<String, String>,
+}
+
+/// A process that makes a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Maker {
+    pid: i32,
+    start_time: u64,
+}
+
+impl Maker {
+    /// This process.
+    pub(crate) fn this() -> std::io::Result<Maker> {
+        let pid = std::process::id().cast_signed();
+        Ok(Maker { pid, start_time: sys::process::start_time(pid)? })
+    }
 }
 
 /// Where it is in its life, as OCI and runc name it.
@@ -102,9 +120,11 @@ pub(crate) fn load(global: &Global, id: &str) -> Result<Record> {
 }
 
 impl Record {
-    /// Of a container that is about to be made.
-    pub(crate) fn new(id: &str, bundle: &Path) -> Record {
-        Record {
+    /// Of a container that is about to be made by this process.
+    pub(crate) fn new(id: &str, bundle: &Path) -> Result<Record> {
+        let maker = Maker::this().doing(|| "look at this process".to_owned())?;
+        Ok(Record {
+            makers: vec![maker],
             version: VERSION,
             id: id.to_owned(),
             pid: 0,
@@ -115,7 +135,7 @@ impl Record {
             cgroup: String::new(),
             started: false,
             annotations: Default::default(),
-        }
+        })
     }
 
     /// Put it in its place.
@@ -127,19 +147,14 @@ impl Record {
 
     /// A descriptor of init; `None`: it has ended, or was never made.
     pub(crate) fn init(&self) -> Option<OwnedFd> {
-        if self.pid <= 0 {
-            return None;
-        }
-        let pidfd = sys::process::pidfd_open(self.pid).ok()?;
-        // Looked at after the descriptor is there: then both are of the same process.
-        let same = sys::process::start_time(self.pid).ok()? == self.start_time;
-        (same && !is_zombie(self.pid)).then_some(pidfd)
+        find_process(self.pid, self.start_time)
     }
 
     /// What can be seen of it now.
     pub(crate) fn status(&self) -> Status {
         if self.pid == 0 {
-            return Status::Creating;
+            let is_made = self.makers.iter().any(|m| find_process(m.pid, m.start_time).is_some());
+            return if is_made { Status::Creating } else { Status::Stopped };
         }
         match self.init() {
             None => Status::Stopped,
@@ -186,6 +201,17 @@ pub(crate) fn object<'a>(
         *value = serde_json::json!({});
     }
     value.as_object_mut().ok_or_else(wrong)
+}
+
+/// A descriptor of a process that lives; `None`: it has ended.
+fn find_process(pid: i32, start_time: u64) -> Option<OwnedFd> {
+    if pid <= 0 {
+        return None;
+    }
+    let pidfd = sys::process::pidfd_open(pid).ok()?;
+    // Looked at after the descriptor is there: then both are of the same process.
+    let same = sys::process::start_time(pid).ok()? == start_time;
+    (same && !is_zombie(pid)).then_some(pidfd)
 }
 
 fn is_zombie(pid: i32) -> bool {

@@ -190,6 +190,61 @@ fn hooks_of_the_node_run_after_start_and_end() {
     assert!(node.is_clean());
 }
 
+/// A container whose `create` is in a hook that takes for ever, and what tells that the hook has begun and still runs.
+fn in_a_hook(test: &str) -> Option<(Node, Child, i32)> {
+    let mut node = Node::new(test, &["/bin/sleep", "600"])?;
+    let pid = node.path("hook");
+    let script = format!("echo $$ > {0}.new && mv {0}.new {0} && exec sleep 600", pid.display());
+    let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
+    node.bundle.config["hooks"] = json!({ "createRuntime": hook });
+    node.bundle.write();
+    let create = node.command(&["create", "c1"]).stderr(Stdio::null()).spawn().expect("runs");
+    wait_until("the hook", || pid.exists());
+    let hook = fs::read_to_string(&pid).expect("pid").trim().parse().expect("a number");
+    Some((node, create, hook))
+}
+
+#[test]
+fn what_is_being_made_is_deleted_by_force_only() {
+    let test = "what_is_being_made_is_deleted_by_force_only";
+    let Some((node, mut create, hook)) = in_a_hook(test) else { return };
+    assert_eq!(node.status("c1"), "creating");
+    assert!(node.failure(&["delete", "c1"]).contains("\"c1\" is creating"));
+    assert!(lives(hook));
+    node.text(&["delete", "--force", "c1"]);
+    assert_eq!(create.wait().expect("ends").code(), Some(1));
+    assert!(!lives(hook) && node.is_clean());
+}
+
+#[test]
+fn what_a_killed_create_has_begun_is_found() {
+    let Some((node, mut create, hook)) = in_a_hook("what_a_killed_create_has_begun_is_found") else { return };
+    create.kill().expect("kill");
+    create.wait().expect("ends");
+    assert_eq!(node.status("c1"), "creating", "its builder goes on");
+    node.text(&["delete", "--force", "c1"]);
+    assert!(!lives(hook) && node.is_clean());
+}
+
+#[test]
+fn what_a_killed_builder_has_left_is_stopped() {
+    let Some((node, mut create, hook)) = in_a_hook("what_a_killed_builder_has_left_is_stopped") else {
+        return;
+    };
+    // the hook's parent
+    let stat = fs::read_to_string(format!("/proc/{hook}/status")).expect("status");
+    let builder = stat.lines().find_map(|l| l.strip_prefix("PPid:")?.trim().parse().ok()).expect("PPid");
+    create.kill().expect("kill");
+    create.wait().expect("ends");
+    let builder = sys::process::pidfd_open(builder).expect("builder");
+    sys::process::pidfd_signal(builder.as_fd(), 9).expect("kill");
+    wait_until("nobody makes it", || node.status("c1") == "stopped");
+    node.text(&["delete", "c1"]);
+    assert!(node.is_clean());
+    let hook = sys::process::pidfd_open(hook).expect("nobody is left to end it");
+    sys::process::pidfd_signal(hook.as_fd(), 9).expect("kill");
+}
+
 #[test]
 fn what_cannot_run_leaves_nothing() {
     let Some(mut node) = Node::new("what_cannot_run_leaves_nothing", &["/no/such"]) else { return };

@@ -99,6 +99,7 @@ impl Bundle {
             seccomp_cache: &self.seccomp_cache(),
             gate,
             preserve_fds: 0,
+            on_cgroup: None,
         })
     }
 
