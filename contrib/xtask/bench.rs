@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::install::{self, Need};
 use crate::node::{self, Options};
@@ -10,9 +10,18 @@ use crate::paths::Kit;
 use crate::programs::{self, Profile};
 use crate::{large_images, registry};
 
+#[path = "../../e2e/bench/options.rs"]
+#[allow(dead_code, reason = "the benchmark itself uses what is parsed")]
+mod options;
+
 /// Run it; `arguments` go on to the benchmark (`--json FILE`, `--only PART`, `--against cri=SOCKET`, `--against oci=PATH`,
 /// `--rounds N`).
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32> {
+    let words: Result<Vec<String>> = arguments
+        .iter()
+        .map(|word| word.clone().into_string().map_err(|word| anyhow!("bench: {word:?} is not UTF-8")))
+        .collect();
+    options::parse(words?.into_iter())?;
     install::ensure(&[Need::Bench])?;
     let kit = node::programs_and_crictl(Profile::Release)?;
     let kit = Kit { suites: programs::build_bench()?, registry: large_images::ensure()?, ..kit };

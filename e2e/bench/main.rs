@@ -6,6 +6,7 @@
 //!
 //! | module | measures |
 //! |---|---|
+//! | `options` | (the command line) |
 //! | `pods` | the life of pods and containers, one at a time, four at a time, and with pauses as probes come |
 //! | `pulls` | pulls, wall and CPU time of the daemon |
 //! | `streams` | a streamed exec of `true`; 500 MiB through one, each way, by the client in `session` |
@@ -21,6 +22,7 @@ mod daemon;
 mod lists;
 mod memory;
 mod oci;
+mod options;
 mod pods;
 mod pulls;
 mod raw;
@@ -33,6 +35,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use e2e::client::Node;
 
+use crate::options::Options;
 use crate::table::Table;
 
 /// One runtime that is measured.
@@ -46,34 +49,20 @@ pub(crate) struct Runtime {
     pub(crate) node: Node,
 }
 
-/// What the command line asks for.
-struct Options {
-    runtimes: Vec<Runtime>,
-    programs: Vec<(String, PathBuf)>,
-    small: String,
-    large: Vec<(String, String)>,
-    rounds: usize,
-    json: Option<PathBuf>,
-    /// Parts that are measured; none named: all.
-    only: Vec<String>,
-}
-
-const PARTS: [&str; 6] = ["pods", "streams", "memory", "lists", "pulls", "oci"];
-
-impl Options {
-    fn wants(&self, part: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|name| name == part)
-    }
-}
-
-const USAGE: &str = "usage: bench --image REF [--large NAME=REF]… [--rounds N] [--json FILE] [--runtime PATH] \
-                     [--only PART]… [--against cri=SOCKET]… [--against oci=PATH]…";
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
-    let options = parse(std::env::args().skip(1))?;
+    let options = options::parse(std::env::args().skip(1))?;
+    if options.image.is_empty() {
+        bail!("--image is missing");
+    }
+    let socket =
+        std::env::var("CONTAINER_RUNTIME_ENDPOINT").context("CONTAINER_RUNTIME_ENDPOINT is not set")?;
+    let mut runtimes = vec![runtime("corten", &socket)?];
+    for socket in &options.against_cri {
+        runtimes.push(peer(socket)?);
+    }
     let mut table = Table::default();
-    let (runtimes, small) = (&options.runtimes, &options.small);
+    let (runtimes, small) = (&runtimes, &options.image);
     memory::idle(runtimes, &mut table).await?;
     // the others need the image
     pulls::small(runtimes, small, options.rounds.min(10), &mut table).await?;
@@ -93,52 +82,16 @@ async fn main() -> Result<()> {
         pulls::large(runtimes, name, reference, &mut table).await?;
     }
     if options.wants("oci") {
-        oci::run(&options.programs, options.rounds * 2, &mut table)?;
+        oci::run(&programs(&options), options.rounds * 2, &mut table)?;
     }
     table.print();
     options.json.map_or(Ok(()), |path| table.write(&path))
 }
 
-fn parse(args: impl Iterator<Item = String>) -> Result<Options> {
-    let socket =
-        std::env::var("CONTAINER_RUNTIME_ENDPOINT").context("CONTAINER_RUNTIME_ENDPOINT is not set")?;
-    let mut options = Options {
-        runtimes: vec![runtime("corten", &socket)?],
-        programs: Vec::new(),
-        small: String::new(),
-        large: Vec::new(),
-        rounds: 30,
-        json: None,
-        only: Vec::new(),
-    };
-    let mut args = args;
-    while let Some(flag) = args.next() {
-        let value = args.next().with_context(|| format!("{flag} wants a value\n{USAGE}"))?;
-        match flag.as_str() {
-            "--image" => options.small = value,
-            "--large" => options.large.push(pair(&value)?),
-            "--rounds" => options.rounds = value.parse().with_context(|| format!("--rounds {value:?}"))?,
-            "--json" => options.json = Some(value.into()),
-            "--only" if PARTS.contains(&value.as_str()) => options.only.push(value),
-            "--only" => bail!("--only {value}: the parts are {}\n{USAGE}", PARTS.join(", ")),
-            "--runtime" => options.programs.push(("corten-runtime".into(), value.into())),
-            "--against" => match pair(&value)? {
-                (kind, socket) if kind == "cri" => options.runtimes.push(peer(&socket)?),
-                (kind, path) if kind == "oci" => options.programs.push((file_name(&path), path.into())),
-                (kind, _) => bail!("--against {kind}=…: only cri=SOCKET and oci=PATH\n{USAGE}"),
-            },
-            other => bail!("unknown option {other}\n{USAGE}"),
-        }
-    }
-    if options.small.is_empty() {
-        bail!("--image is missing\n{USAGE}");
-    }
-    Ok(options)
-}
-
-fn pair(text: &str) -> Result<(String, String)> {
-    let (name, value) = text.split_once('=').with_context(|| format!("{text:?} is not NAME=VALUE"))?;
-    Ok((name.to_owned(), value.to_owned()))
+/// OCI runtimes by the names that the table calls them.
+fn programs(options: &Options) -> Vec<(String, PathBuf)> {
+    let named = |path: &PathBuf| (file_name(&path.to_string_lossy()), path.clone());
+    options.runtime.iter().chain(&options.against_oci).map(named).collect()
 }
 
 fn file_name(path: &str) -> String {

@@ -634,7 +634,7 @@ mod tests {
             let swap_writes = |swap: i64| {
                 let json = serde_json::json!({"memory": {"limit": 1000, "swap": swap}});
                 let all = writes(&serde_json::from_value(json).unwrap(), &|_| Some(version)).unwrap();
-                all.into_iter().filter(|w| is_swap(&w.file)).next_back().unwrap()
+                all.into_iter().rfind(|w| is_swap(&w.file)).unwrap()
             };
             let limit = swap_writes(1000);
             assert_eq!(limit.absent, Absent::Refused, "{version:?}");
