@@ -276,6 +276,13 @@ fn plan(create: Create<'_>) -> Result<Plan> {
     })
 }
 
+/// End the making of a container that its builder is at, wherever that is: SIGKILL for its init and what hooks have started in the
+/// container. [`Pending`] tells the rest. Nothing happens before there is an init.
+pub fn abort(bundle: &Path, id: &str) -> Result<()> {
+    let cgroup = Cgroup::new(cgroup_path(&load(bundle)?, id));
+    cgroup.kill().step("kill what is in cgroup", cgroup.path())
+}
+
 /// A relative path starts at the root as well; without one the container's id is it.
 fn cgroup_path(spec: &Spec, id: &str) -> String {
     let wanted = spec.linux().as_ref().and_then(|l| l.cgroups_path().as_ref());

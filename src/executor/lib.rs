@@ -55,7 +55,7 @@ use std::path::Path;
 use oci_spec::runtime as spec;
 use sys::cgroup::Cgroup;
 
-pub use create::create;
+pub use create::{abort, create};
 pub use credentials::give_up_rights;
 pub use error::{Error, Kind, Result, errno_text};
 pub use exec::exec;

@@ -5,7 +5,7 @@
 //!     └──failed──▶ (forgotten)
 //! ```
 //!
-//! A removal may be asked for in any of these; it is a mark beside the state, because it waits for the states to pass.
+//! A start can be aborted: then it fails. A removal may be asked for in any of these; it is a mark beside the state, because it waits for the states to pass.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -116,6 +116,11 @@ impl Container {
         }
     }
 
+    /// End its start, which may hang in a file system or in a hook. The executor tells what came of it.
+    pub(crate) fn abort(&self) -> Result<(), executor::Error> {
+        executor::abort(&self.bundle, self.id.as_str())
+    }
+
     /// Send a signal to init, or to all of its processes (also those that outlived init).
     pub(crate) fn signal(&self, signal: i32, all: bool) -> Result<(), Failure> {
         let told = |e: std::io::Error| {
@@ -124,6 +129,9 @@ impl Container {
                 format!("send signal {signal} to container {}: {}", self.id, executor::errno_text(&e)),
             )
         };
+        if signal == libc::SIGKILL && matches!(self.phase, Phase::Starting { .. }) {
+            return Ok(self.abort()?);
+        }
         if !all {
             return sys::process::pidfd_signal(self.running()?.pidfd.as_fd(), signal).map_err(told);
         }

@@ -44,10 +44,20 @@ impl Supervisor {
         let Some(container) = self.containers.get_mut(&key) else { return };
         let Some(Removal { attempts, .. }) = &mut container.removal else { return };
         *attempts += 1;
+        let first = *attempts == 1;
         let pause = Duration::from_millis(1 << (*attempts).min(9)).min(SLOWEST);
         match &container.phase {
             // Goes on when the executor is done.
-            Phase::Starting { .. } => return,
+            Phase::Starting { .. } => {
+                if let Err(error) = container.abort()
+                    && first
+                {
+                    crate::supervisor::complain(
+                        &format!("container {}: end its start", container.id),
+                        &error,
+                    );
+                }
+            }
             Phase::Running { process, .. } => {
                 let _ = sys::process::pidfd_signal(process.pidfd.as_fd(), libc::SIGKILL);
                 // Something frozen must thaw to die.

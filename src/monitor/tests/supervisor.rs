@@ -9,7 +9,7 @@ use std::time::Instant;
 use monitor::protocol::{Reply, Request};
 use monitor::record;
 use serde_json::json;
-use support::{LIMIT, Pod, is_root, joined, lives, read_log, wait_until};
+use support::{LIMIT, Made, Pod, is_root, joined, lives, read_log, wait_until};
 
 macro_rules! needs_root {
     ($name:literal) => {
@@ -278,6 +278,40 @@ fn deletion_of_a_running_container() {
     let Reply::Exited { container, exit } = watch.receive(deadline).expect("exit") else { panic!("no exit") };
     assert_eq!((container, exit.code), (made.id.clone(), 137));
     pod.shut_down();
+}
+
+/// A container whose start hangs in a hook, the connection that waits for it, and the hook's pid.
+fn hanging_start(pod: &Pod) -> (Made, monitor::Connection, i32) {
+    let mut made = pod.bundle(&["/bin/true"]);
+    let file = made.bundle.dir.join("hook");
+    let script = format!("echo $$ > {0}.new && mv {0}.new {0} && exec sleep 600", file.display());
+    let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"] }]);
+    made.bundle.set("hooks", "createRuntime", hook);
+    let start = pod.client.send(&pod.start_request(&made), &[]).expect("start");
+    wait_until("the hook", || file.exists());
+    let hook = fs::read_to_string(&file).expect("pid").trim().parse().expect("a number");
+    (made, start, hook)
+}
+
+#[test]
+fn a_start_that_hangs_can_be_ended() {
+    needs_root!("a_start_that_hangs_can_be_ended");
+    let pod = Pod::new();
+    let kill = |made: &Made| Request::Signal { container: made.id.clone(), signal: 9, all: true };
+    let delete = |made: &Made| Request::Delete { container: made.id.clone() };
+    for end in [&kill as &dyn Fn(&Made) -> Request, &delete] {
+        let (made, mut start, hook) = hanging_start(&pod);
+        pod.done(&end(&made));
+        let reply = start.receive(Instant::now() + LIMIT).expect("an answer");
+        let Reply::Error(failure) = reply else { panic!("{reply:?}") };
+        assert!(failure.message.contains("was killed meanwhile"), "{failure:?}");
+        assert!(!lives(hook) && !made.bundle.cgroup.exists().expect("look"));
+        assert!(pod.state().is_empty());
+    }
+    // so that a pod can end as well
+    let (made, _start, hook) = hanging_start(&pod);
+    pod.shut_down();
+    assert!(!lives(hook) && !made.bundle.cgroup.exists().expect("look"));
 }
 
 #[test]

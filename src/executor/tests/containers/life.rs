@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("life::a_hook_may_say_much_and_read_nothing", a_hook_may_say_much_and_read_nothing),
     ("life::a_late_hook_is_killed", a_late_hook_is_killed),
     ("life::a_dropped_creation_leaves_nothing", a_dropped_creation_leaves_nothing),
+    ("life::a_hang_in_a_file_system_can_be_killed", a_hang_in_a_file_system_can_be_killed),
     ("life::descriptors_and_signals_are_clean", descriptors_and_signals_are_clean),
     ("life::namespaces_are_joined_by_path", namespaces_are_joined_by_path),
     ("life::bad_bundles_are_refused", bad_bundles_are_refused),
@@ -328,6 +329,38 @@ fn a_dropped_creation_leaves_nothing() {
         sys::process::start_time(pid).is_err()
     });
     end(&container);
+}
+
+/// Nobody serves it: whoever looks for a file in it waits for ever.
+fn mount_what_hangs(at: &Path) -> fs::File {
+    let fuse = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    fs::create_dir_all(at).unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
+    let none = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("hangs"), at, Some("fuse"), none, Some(options.as_str())).unwrap();
+    fuse
+}
+
+fn a_hang_in_a_file_system_can_be_killed() {
+    if !Path::new("/dev/fuse").exists() {
+        return eprintln!("SKIP life::a_hang_in_a_file_system_can_be_killed: this node has no FUSE");
+    }
+    let mut bundle = Bundle::new("true");
+    let hangs = bundle.path().join("hangs");
+    let server = mount_what_hangs(&hangs);
+    bundle.mount(
+        json!({"destination": "/mnt", "type": "bind", "source": hangs.join("x"), "options": ["bind"]}),
+    );
+    let cgroup = Cgroup::new(format!("/corten-test/{}", bundle.id));
+    let pending = bundle.begin(quiet(), None).unwrap();
+    let inside = || cgroup.read_unified("cgroup.procs").unwrap_or_default();
+    until("its init is there", || !inside().is_empty());
+    executor::abort(bundle.path(), &bundle.id).unwrap();
+    let error = pending.complete().unwrap_err().to_string();
+    assert!(error.contains("was killed while it was set up"), "{error}");
+    assert!(!cgroup.exists().unwrap());
+    drop(server);
+    nix::mount::umount2(&hangs, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }
 
 fn descriptors_and_signals_are_clean() {
