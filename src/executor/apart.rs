@@ -35,7 +35,7 @@ use sys::user_namespace;
 use crate::attributes;
 use crate::channel::{Channel, FromInit, ToInit};
 use crate::console::Console;
-use crate::create::contained;
+use crate::create::{FOREVER, KILLED, contained};
 use crate::error::{Context, Error, Kind, Result};
 use crate::id_maps::Owners;
 use crate::init::{self, Plan, Rooted};
@@ -104,7 +104,7 @@ pub(crate) fn make_root(
     // a procfs shows the PID namespace of the one who mounts it
     sys::namespace::enter(pidfd, libc::CLONE_NEWPID).step("enter pid namespace of", &plan.id)?;
     let side = clone3(Clone::default()).step("make a process", "mounter")?;
-    let Side::Parent { pid: mounter, .. } = side else {
+    let Side::Parent { pid: mounter, pidfd: mounter_fd } = side else {
         drop(ours);
         exit_now(contained(|| {
             if let Err(error) = mount_all(plan, (init, pidfd), &theirs) {
@@ -115,15 +115,28 @@ pub(crate) fn make_root(
     drop(theirs);
     let back =
         sys::namespace::enter(own.as_fd(), libc::CLONE_NEWPID).step("leave pid namespace of", &plan.id);
-    let made = back.and_then(|()| follow_mounter(&ours, channel, hooks));
+    let made = back.and_then(|()| follow_mounter(&ours, channel, pidfd, hooks));
     drop(ours);
+    if made.is_err() {
+        // it may hang in a file system
+        let _ = sys::process::pidfd_signal(mounter_fd.as_fd(), libc::SIGKILL);
+    }
     // it has ended, or is about to: nobody answers it any more
     let _ = sys::process::wait(mounter, true);
     made
 }
 
-fn follow_mounter(mounter: &Channel, init: &Channel, hooks: impl Fn() -> Result<()>) -> Result<()> {
+fn follow_mounter(
+    mounter: &Channel,
+    init: &Channel,
+    init_fd: BorrowedFd<'_>,
+    hooks: impl Fn() -> Result<()>,
+) -> Result<()> {
     loop {
+        let first = sys::process::wait_for_first(&[mounter.as_fd(), init_fd], FOREVER);
+        if first.step("wait for the mounter", "")? == Some(1) {
+            return Err(Error::new(Kind::Internal, "make the root", "", KILLED));
+        }
         match mounter.receive::<FromInit>().step("hear from the mounter", "")? {
             Some((FromInit::MountsMade, _)) => {
                 hooks()?;

@@ -37,6 +37,12 @@ use crate::init::{self, Plan, has_node_hooks, namespace_name};
 use crate::process::Pending;
 use crate::{Create, OnCgroup, apart, credentials, id_maps, load, mounts, resources, seccomp};
 
+/// What can be waited for so long ends otherwise.
+pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Why a container is not made whose init, or the one who makes its root, has ended without a word.
+pub(crate) const KILLED: &str = "its process was killed while it was set up";
+
 /// Make a container. Forks, and returns at once; [`Pending::complete`] tells the outcome.
 pub fn create(create: Create<'_>) -> Result<Pending> {
     // Looked up here once for all builders to come.
@@ -206,7 +212,7 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
     ready.ok_or_else(|| {
         let (kind, why) = match init.cgroup.oom_kills() {
             Ok(1..) => (Kind::Invalid, "its memory limit is too small to set it up"),
-            _ => (Kind::Internal, "its process was killed while it was set up"),
+            _ => (Kind::Internal, KILLED),
         };
         Error::new(kind, "make the container", &plan.id, why)
     })

@@ -24,6 +24,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{Hook, Spec};
 use serde_json::json;
 
+use crate::create::FOREVER;
 use crate::error::{Context, Error, Kind, Result};
 
 /// What hooks are told (runtime-spec, runtime.md, "State").
@@ -107,9 +108,8 @@ fn wait(
 ) -> std::result::Result<(), String> {
     let pid = child.id() as i32;
     let pidfd = sys::process::pidfd_open(pid).map_err(|e| crate::errno_text(&e))?;
-    let forever = Duration::from_secs(365 * 24 * 3600);
     let both: Vec<BorrowedFd<'_>> = std::iter::once(pidfd.as_fd()).chain(init).collect();
-    let first = sys::process::wait_for_first(&both, limit.unwrap_or(forever));
+    let first = sys::process::wait_for_first(&both, limit.unwrap_or(FOREVER));
     let first = first.map_err(|e| crate::errno_text(&e))?;
     if first != Some(0) {
         let group = nix::unistd::Pid::from_raw(pid);

@@ -155,14 +155,15 @@ pub fn wait_for_end(pidfd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> 
     wait_for_first(&[pidfd], limit).map(|first| first.is_some())
 }
 
-/// Wait until one of these processes has ended, at most so long: its place in the list. `None`: time is up.
-pub fn wait_for_first(pidfds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<Option<usize>> {
+/// Wait until one of these processes has ended (or another descriptor can be read), at most so long: its place in the list.
+/// `None`: time is up.
+pub fn wait_for_first(fds: &[BorrowedFd<'_>], limit: Duration) -> io::Result<Option<usize>> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     let deadline = std::time::Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        let mut waiting: Vec<_> = pidfds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let mut waiting: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         match poll(&mut waiting, timeout) {
             Ok(_) => return Ok(waiting.iter().position(|fd| fd.any().unwrap_or(false))),
             Err(nix::errno::Errno::EINTR) => {}

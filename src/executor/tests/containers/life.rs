@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde_json::json;
 use sys::cgroup::Cgroup;
 
 use crate::Test;
+use crate::hanging::Hanging;
 use crate::scratch::{Bundle, end, finish, quiet, until, words};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -331,36 +332,25 @@ fn a_dropped_creation_leaves_nothing() {
     end(&container);
 }
 
-/// Nobody serves it: whoever looks for a file in it waits for ever.
-fn mount_what_hangs(at: &Path) -> fs::File {
-    let fuse = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
-    fs::create_dir_all(at).unwrap();
-    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
-    let none = nix::mount::MsFlags::empty();
-    nix::mount::mount(Some("hangs"), at, Some("fuse"), none, Some(options.as_str())).unwrap();
-    fuse
+fn a_hang_in_a_file_system_can_be_killed() {
+    ends_where_it_hangs("life::a_hang_in_a_file_system_can_be_killed", Bundle::new("true"));
 }
 
-fn a_hang_in_a_file_system_can_be_killed() {
+/// The making of a container that hangs in the source of a mount is ended.
+pub(crate) fn ends_where_it_hangs(test: &str, mut bundle: Bundle) {
     if !Path::new("/dev/fuse").exists() {
-        return eprintln!("SKIP life::a_hang_in_a_file_system_can_be_killed: this node has no FUSE");
+        return eprintln!("SKIP {test}: this node has no FUSE");
     }
-    let mut bundle = Bundle::new("true");
-    let hangs = bundle.path().join("hangs");
-    let server = mount_what_hangs(&hangs);
-    bundle.mount(
-        json!({"destination": "/mnt", "type": "bind", "source": hangs.join("x"), "options": ["bind"]}),
-    );
+    let hangs = Hanging::mount(&bundle.path().join("hangs"));
+    let source = hangs.at.join("x");
+    bundle.mount(json!({"destination": "/mnt", "type": "bind", "source": source, "options": ["bind"]}));
     let cgroup = Cgroup::new(format!("/corten-test/{}", bundle.id));
     let pending = bundle.begin(quiet(), None).unwrap();
-    let inside = || cgroup.read_unified("cgroup.procs").unwrap_or_default();
-    until("its init is there", || !inside().is_empty());
+    until("it hangs", || hangs.is_waited_for());
     executor::abort(bundle.path(), &bundle.id).unwrap();
     let error = pending.complete().unwrap_err().to_string();
     assert!(error.contains("was killed while it was set up"), "{error}");
     assert!(!cgroup.exists().unwrap());
-    drop(server);
-    nix::mount::umount2(&hangs, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }
 
 fn descriptors_and_signals_are_clean() {

@@ -5,6 +5,7 @@
 
 mod bench;
 mod files;
+mod hanging;
 mod life;
 mod limits;
 mod probe;

@@ -7,6 +7,7 @@ use executor::Kind;
 use serde_json::json;
 
 use crate::Test;
+use crate::life;
 use crate::scratch::{Bundle, end, quiet, words};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -22,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("users::limits_terminal_and_sysctls", limits_terminal_and_sysctls),
     ("users::hooks_see_the_container", hooks_see_the_container),
     ("users::what_fails_is_told", what_fails_is_told),
+    ("users::a_hang_in_a_file_system_can_be_killed", a_hang_in_a_file_system_can_be_killed),
 ];
 
 const FIRST: u32 = 100_000;
@@ -64,6 +66,13 @@ fn with_layers(bundle: &mut Bundle) {
     ]);
     let root = json!({"destination": "/", "type": "overlay", "source": "overlay", "options": options});
     bundle.config["mounts"].as_array_mut().unwrap().insert(0, root);
+}
+
+fn a_hang_in_a_file_system_can_be_killed() {
+    let mut bundle = in_user_namespace("true");
+    // the end of its own PID namespace would be the mounter's
+    without_namespace(&mut bundle, "pid");
+    life::ends_where_it_hangs("users::a_hang_in_a_file_system_can_be_killed", bundle);
 }
 
 fn inside_it_is_root() {
