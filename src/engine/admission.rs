@@ -95,7 +95,7 @@ pub(crate) enum Verdict {
     Join,
     /// Ask again when the stage has changed.
     After,
-    /// End what runs at once, and ask again when the stage has changed.
+    /// End what runs (at once, or a start within the request's time), and ask again when the stage has changed.
     KillFirst,
     /// Answer with an error.
     Refuse(Refusal),
@@ -153,14 +153,16 @@ pub(crate) fn container(pod: PodStage, stage: Stage, verb: Verb, answered: bool)
     match verb {
         Verb::Start => start(pod, stage, answered),
         Verb::Stop => match stage {
-            Stage::Creating | Stage::Starting | Stage::Removing => Verdict::After,
+            Stage::Creating | Stage::Removing => Verdict::After,
+            // a start that hangs would have it wait for ever
+            Stage::Starting => Verdict::KillFirst,
             Stage::Running => Verdict::Do,
             Stage::Stopping => Verdict::Join,
             Stage::Created | Stage::Exited => Verdict::AlreadySo,
         },
         Verb::Remove => match stage {
-            Stage::Creating | Stage::Starting => Verdict::After,
-            Stage::Running | Stage::Stopping => Verdict::KillFirst,
+            Stage::Creating => Verdict::After,
+            Stage::Starting | Stage::Running | Stage::Stopping => Verdict::KillFirst,
             Stage::Created | Stage::Exited => Verdict::Do,
             Stage::Removing => Verdict::Join,
         },
@@ -267,8 +269,8 @@ mod tests {
         let table = [
             (Verb::Start, true, "ADJSRRR"),
             (Verb::Start, false, "ADJSSSR"),
-            (Verb::Stop, true, "ASADJSA"),
-            (Verb::Remove, true, "ADAKKDJ"),
+            (Verb::Stop, true, "ASKDJSA"),
+            (Verb::Remove, true, "ADKKKDJ"),
             (Verb::Update, true, "ADADRRR"),
             (Verb::Use, true, "RRRDDRR"),
         ];

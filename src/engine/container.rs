@@ -87,6 +87,8 @@ pub(crate) enum State {
         op: Operation<()>,
         /// It ended before the monitor's answer to the start was read.
         ended: Option<Exit>,
+        /// The start is to be given up: there is nobody to ask yet, so it is killed at its time.
+        ending: Option<Ending>,
     },
     Running(Live),
     Stopping {

@@ -69,10 +69,29 @@ impl Pod {
         }
     }
 
+    /// Give a start so much time, or less when it has less: it may hang in a file system or in a hook.
+    pub(crate) fn limit_start(&mut self, id: &ContainerId, timeout: Duration) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let State::Starting { ending, .. } = &mut container.state else { return };
+        let at = Instant::now() + timeout;
+        match ending {
+            Some(Ending::Killed { .. }) => return,
+            Some(Ending::Asked { kill_at }) if *kill_at <= at => return,
+            _ => *ending = Some(Ending::Asked { kill_at: at }),
+        }
+        if timeout.is_zero() {
+            self.kill(id);
+        }
+    }
+
     /// SIGKILL for everything in a container.
     fn kill(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let State::Stopping { ending, op, .. } = &mut container.state else { return };
+        let (State::Stopping { ending, op, .. } | State::Starting { ending: Some(ending), op, .. }) =
+            &mut container.state
+        else {
+            return;
+        };
         op.step.enter("wait for the killed container to end");
         let at = Instant::now();
         let since = if let Ending::Killed { since, .. } = ending { *since } else { at };
@@ -100,6 +119,7 @@ impl Pod {
         for id in live {
             match self.containers.get(&id).map(Container::stage) {
                 Some(Stage::Running) => self.begin_stop(&id, Duration::ZERO, Operation::unasked()).await,
+                Some(Stage::Starting) => self.limit_start(&id, Duration::ZERO),
                 Some(Stage::Stopping) => self.tighten(&id, Duration::ZERO).await,
                 _ => {}
             }
@@ -174,8 +194,12 @@ impl Pod {
     /// When a container is next to be looked at.
     pub(crate) fn due(container: &Container) -> Option<Instant> {
         match &container.state {
-            State::Stopping { ending: Ending::Asked { kill_at }, .. } => Some(*kill_at),
-            State::Stopping { ending: Ending::Killed { again, .. }, .. } => Some(*again),
+            State::Stopping { ending, .. } | State::Starting { ending: Some(ending), .. } => {
+                Some(match ending {
+                    Ending::Asked { kill_at } => *kill_at,
+                    Ending::Killed { again, .. } => *again,
+                })
+            }
             State::Created | State::Exited(_) => container.retry.as_ref().map(|retry| retry.at),
             _ => None,
         }
@@ -188,7 +212,7 @@ impl Pod {
             self.containers.iter().filter(|(_, c)| due(c)).map(|(id, _)| id.clone()).collect();
         for id in ids {
             let Some(container) = self.containers.get_mut(&id) else { continue };
-            if container.stage() == Stage::Stopping {
+            if matches!(container.stage(), Stage::Starting | Stage::Stopping) {
                 self.kill(&id);
                 self.complain(&id, now);
             } else if let Some(retry) = container.retry.take() {
@@ -205,19 +229,20 @@ impl Pod {
     /// Those who wait for what SIGKILL does not end are told so.
     fn complain(&mut self, id: &ContainerId, now: Instant) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let State::Stopping { live, op, ending: Ending::Killed { since, .. } } = &mut container.state else {
-            return;
+        let (op, since, what) = match &mut container.state {
+            State::Stopping { live, op, ending: Ending::Killed { since, .. } } => {
+                (op, *since, format!("runs; process {} is {}", live.pid, condition(live.pid)))
+            }
+            State::Starting { op, ending: Some(Ending::Killed { since, .. }), .. } => {
+                (op, *since, "hangs in its start".to_owned())
+            }
+            _ => return,
         };
-        if now.duration_since(*since) < KILL_PATIENCE {
+        let seconds = now.duration_since(since).as_secs();
+        if seconds < KILL_PATIENCE.as_secs() {
             return;
         }
-        let text = format!(
-            "container {} still runs {} s after SIGKILL: process {} is {}",
-            id.short(),
-            now.duration_since(*since).as_secs(),
-            live.pid,
-            condition(live.pid)
-        );
+        let text = format!("container {}, {seconds} s after SIGKILL, still {what}", id.short());
         let error = Error::new(Kind::Deadline, text);
         op.tell(&error);
         for request in container.later.extract_if(.., |r| matches!(r.ask, Ask::Remove | Ask::Stop { .. })) {

@@ -128,8 +128,17 @@ impl Pod {
             }
             Verdict::After => container.put_off(request),
             Verdict::KillFirst => {
+                let timeout = match request.ask {
+                    Ask::Stop { timeout } => timeout,
+                    _ => Duration::ZERO,
+                };
+                let is_start = container.stage() == Stage::Starting;
                 container.put_off(request);
-                self.begin_stop(id, Duration::ZERO, Operation::unasked()).await;
+                if is_start {
+                    self.limit_start(id, timeout);
+                } else {
+                    self.begin_stop(id, timeout, Operation::unasked()).await;
+                }
             }
             Verdict::Refuse(why) => {
                 let text = refusal(container, why);
@@ -207,7 +216,7 @@ impl Pod {
             stdin_once: record.config.stdin_once,
         };
         let cgroup = record.cgroup.clone();
-        container.state = State::Starting { op, ended: None };
+        container.state = State::Starting { op, ended: None, ending: None };
         self.effects.spawn(effects::start(self.ctx.clone(), link, cgroup, start));
     }
 
@@ -280,7 +289,8 @@ impl Pod {
         if !matches!(container.state, State::Starting { .. }) {
             return;
         }
-        let State::Starting { op, ended } = std::mem::replace(&mut container.state, State::Created) else {
+        let State::Starting { op, ended, .. } = std::mem::replace(&mut container.state, State::Created)
+        else {
             return;
         };
         let (started, exit) = match &result {
@@ -479,7 +489,8 @@ mod tests {
             monitor::record::write_exit(&dir, &fake::known(&id), &exit(code)).unwrap();
         }
         let (answer, answered) = oneshot::channel();
-        let state = State::Starting { op: Operation::new(Step::new(), answer), ended: told.map(exit) };
+        let state =
+            State::Starting { op: Operation::new(Step::new(), answer), ended: told.map(exit), ending: None };
         pod.containers.insert(id.clone(), Container::new(record, state));
         let owed = vec![Debt::Cgroup("/a".to_owned())];
         let result = Err((Error::new(Kind::Unavailable, "the link broke"), owed));
@@ -534,7 +545,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (mut pod, id) = with_container(root.path()).await;
         let op = Operation::unasked();
-        pod.containers.get_mut(&id).unwrap().state = State::Starting { op, ended: None };
+        pod.containers.get_mut(&id).unwrap().state = State::Starting { op, ended: None, ending: None };
         let mut answers = Vec::new();
         for _ in 0..=crate::operation::MOST_WAITING {
             let (request, answer) = request(Ask::Remove);

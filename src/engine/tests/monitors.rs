@@ -196,3 +196,58 @@ async fn the_next_daemon_keeps_a_deadline_that_was_brought_nearer() {
     engine.remove_pod(pod.as_str()).await.unwrap();
     eventually("nothing is left", || node.leftovers().is_empty()).await;
 }
+
+/// A container whose start will hang in a hook, as it would in a file system that nobody serves.
+async fn that_hangs(node: &Node, engine: &Engine, pod: &PodId, name: &str) -> ContainerId {
+    let id = engine.create_container(pod.as_str(), node.container(name, "true")).await.unwrap();
+    let path = node.at("state/containers").join(id.as_str()).join("bundle/config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let script = format!("touch {}; exec sleep 600", node.at(name).display());
+    config["hooks"] = serde_json::json!({"createRuntime": [
+        {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]},
+    ]});
+    std::fs::write(&path, config.to_string()).unwrap();
+    id
+}
+
+/// The same, started; returns when it hangs.
+async fn hanging(node: &Node, engine: &Engine, pod: &PodId, name: &str) -> ContainerId {
+    let id = that_hangs(node, engine, pod, name).await;
+    let (starter, at) = (engine.clone(), id.clone());
+    tokio::spawn(async move { starter.start_container(at.as_str()).await });
+    eventually("it hangs", || node.at(name).exists()).await;
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_hangs_holds_nobody_up() {
+    if !private("a_start_that_hangs_holds_nobody_up") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let began = std::time::Instant::now();
+    let stopped = hanging(&node, &engine, &pod, "stopped").await;
+    engine.stop_container(stopped.as_str(), Duration::from_millis(50)).await.unwrap();
+    assert_eq!(node.ended(&engine, &stopped).await, (128, "StartError".to_owned()));
+    let removed = hanging(&node, &engine, &pod, "removed").await;
+    engine.remove_container(removed.as_str()).await.unwrap();
+    assert_eq!(engine.container_status(removed.as_str()).unwrap_err().kind, Kind::NotFound);
+    // one that an earlier daemon has told the monitor to start is only made, as far as this one knows
+    let earlier = that_hangs(&node, &engine, &pod, "earlier").await;
+    let start = serde_json::json!({
+        "request": "start",
+        "container": earlier.as_str(),
+        "bundle": node.at("state/containers").join(earlier.as_str()).join("bundle"),
+    });
+    let client = monitor::Client::new(&node.at("run/pods").join(pod.as_str()));
+    let _start = client.send(&serde_json::from_value(start).unwrap(), &[]).unwrap();
+    eventually("it hangs", || node.at("earlier").exists()).await;
+    engine.remove_container(earlier.as_str()).await.unwrap();
+    hanging(&node, &engine, &pod, "left").await;
+    engine.stop_pod(pod.as_str()).await.unwrap();
+    assert!(began.elapsed() < PATIENCE, "the hooks were waited for");
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
+}
