@@ -59,6 +59,7 @@ pub mod status;
 pub mod step;
 pub mod streams;
 mod sweeper;
+mod sysctls;
 mod terminal;
 mod trash;
 mod usage;

@@ -26,7 +26,7 @@ use crate::debts::{Debt, blocking};
 use crate::process::{self, Monitor};
 use crate::record::{self, Outlive, PodIntent, PodRecord};
 use crate::step::Step;
-use crate::{Error, Kind, Result, Settings, selinux};
+use crate::{Error, Kind, Result, Settings, selinux, sysctls};
 
 /// A pod that was set up.
 #[derive(Debug)]
@@ -117,10 +117,7 @@ pub(crate) fn check(config: &PodConfig, handlers: &[String]) -> Result<()> {
     if matches!(space.pid, NamespaceMode::Target(_)) {
         return invalid("pid namespace mode TARGET is for containers");
     }
-    for name in config.sysctls.keys() {
-        check_sysctl(config, name)?;
-    }
-    Ok(())
+    sysctls::check(config)
 }
 
 /// What is mapped has a root, and no other namespace of the node is shared than the network.
@@ -145,25 +142,6 @@ pub(crate) fn root_of(config: &PodConfig) -> (u32, u32) {
     (maps.and_then(|m| m.uid(0)).unwrap_or(0), maps.and_then(|m| m.gid(0)).unwrap_or(0))
 }
 
-/// Only sysctls of namespaces that the pod has of its own: the others would change the node.
-fn check_sysctl(config: &PodConfig, name: &str) -> Result<()> {
-    // as the kubelet knows them, with dots or slashes; of those that are none the monitor says so
-    let path = monitor::sysctl_path(name).unwrap_or_default();
-    let ipc = path == "kernel/sem"
-        || ["kernel/msg", "kernel/shm", "fs/mqueue/"].iter().any(|prefix| path.starts_with(prefix));
-    let (net, uts) = (is_net_sysctl(name), path == "kernel/domainname");
-    let refuse = |why: &str| Err(Error::new(Kind::Invalid, format!("sysctl {name}: {why}")));
-    match (net, ipc, uts) {
-        (true, _, _) if !own_network(config) => refuse("the pod uses the node's network"),
-        (true, _, _) => Ok(()),
-        (_, true, _) if !own_ipc(config) => refuse("the pod uses the node's IPC namespace"),
-        (_, true, _) => Ok(()),
-        (_, _, true) if !own_network(config) => refuse("the pod uses the node's UTS namespace"),
-        (_, _, true) => Ok(()),
-        _ => refuse("it is not namespaced, so it would change the node"),
-    }
-}
-
 /// Set a pod up. On failure its [`debts`] and its directory are what may have been acquired.
 pub(crate) async fn set_up(ctx: &Arc<Context>, mut record: PodRecord, step: &Step) -> Result<SetUp> {
     step.enter("prepare the pod's directory");
@@ -173,11 +151,11 @@ pub(crate) async fn set_up(ctx: &Arc<Context>, mut record: PodRecord, step: &Ste
         // the network namespace belongs to the user namespace, which the monitor makes
         let monitor = start(ctx, &record, None).await?;
         let attached = attach(ctx, &record, Some(&monitor)).await?;
-        if let Some(attached) = attached.as_ref().filter(|_| net_sysctls(&record.config)) {
-            set_net_sysctls(&record, &attached.netns).await?;
+        if let Some(attached) = attached.as_ref().filter(|_| sysctls::some_of_network(&record.config)) {
+            sysctls::set_in_network(&record.config, &attached.netns).await?;
         }
         (attached, monitor)
-    } else if net_sysctls(&record.config) {
+    } else if sysctls::some_of_network(&record.config) {
         let attached = attach(ctx, &record, None).await?;
         let netns = attached.as_ref().map(|a| a.netns.clone());
         (attached, start(ctx, &record, netns).await?)
@@ -314,43 +292,6 @@ fn hosts(hostname: &str, ips: &[IpAddr]) -> String {
     text
 }
 
-/// Those that the monitor sets. In a user namespace the network's are set when its interfaces are there, which is after the
-/// monitor was started.
-fn monitors_sysctls(config: &PodConfig) -> crate::config::Strings {
-    let wanted = |name: &str| !is_net_sysctl(name) || config.namespaces.user.is_none();
-    config.sysctls.iter().filter(|(name, _)| wanted(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
-}
-
-fn net_sysctls(config: &PodConfig) -> bool {
-    config.sysctls.keys().any(|name| is_net_sysctl(name))
-}
-
-/// Whether it belongs to a network namespace.
-fn is_net_sysctl(name: &str) -> bool {
-    monitor::sysctl_path(name).is_some_and(|path| path.starts_with("net/"))
-}
-
-/// Set the sysctls of a network namespace from inside it, when the pod's interfaces are there.
-async fn set_net_sysctls(record: &PodRecord, netns: &Path) -> Result<()> {
-    let named = record.config.sysctls.iter().filter(|(name, _)| is_net_sysctl(name));
-    let wanted: Vec<(String, String)> = named.map(|(k, v)| (k.clone(), v.clone())).collect();
-    let netns = netns.to_owned();
-    let set = move || {
-        sys::netns::run_in(&netns, || wanted.iter().try_for_each(|(name, value)| set_sysctl(name, value)))
-            .map_err(io::Error::other)?
-    };
-    blocking(set).await.map_err(|e| Error::because(Kind::Invalid, "set net sysctls", e))
-}
-
-fn set_sysctl(name: &str, value: &str) -> io::Result<()> {
-    let path = monitor::sysctl_path(name).ok_or(io::ErrorKind::InvalidInput);
-    let file = path.map(|path| Path::new("/proc/sys").join(path));
-    file.map_err(io::Error::from)
-        .and_then(|file| fs::OpenOptions::new().write(true).open(file))
-        .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|e| io::Error::new(e.kind(), format!("sysctl {name}: write {value:?}: {e}")))
-}
-
 async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::PathBuf>) -> Result<Monitor> {
     let config = &record.config;
     let sandbox = Sandbox {
@@ -361,7 +302,7 @@ async fn start(ctx: &Arc<Context>, record: &PodRecord, netns: Option<std::path::
         netns,
         user: config.namespaces.user.clone(),
         own_network: config.namespaces.user.is_some() && own_network(config),
-        sysctls: monitors_sysctls(config),
+        sysctls: sysctls::for_monitor(config),
         mount_label: ctx.selinux.pod_files(&record.selinux_level, config),
     };
     let dir = ctx.paths.run_pod(&record.id);
@@ -446,23 +387,6 @@ mod tests {
         for bad in ["kubepods-burstable.slice", "/a/b.slice", "/a/../b", "a//b", "./a"] {
             assert_eq!(with(bad), Err(Kind::Invalid), "{bad}");
         }
-    }
-
-    #[test]
-    fn sysctls_that_would_change_the_node_are_refused() {
-        let with = |name: &str, edit: fn(&mut PodConfig)| {
-            let mut config = config();
-            config.sysctls = [(name.to_owned(), "1".to_owned())].into();
-            edit(&mut config);
-            check(&config, &[]).is_ok()
-        };
-        assert!(with("net.ipv4.ip_forward", |_| ()));
-        assert!(with("kernel.shm_rmid_forced", |_| ()));
-        assert!(with("fs.mqueue.msg_max", |_| ()));
-        assert!(!with("net.ipv4.ip_forward", |c| c.namespaces.network = NamespaceMode::Node));
-        assert!(!with("kernel.shm_rmid_forced", |c| c.namespaces.ipc = NamespaceMode::Node));
-        assert!(!with("vm.swappiness", |_| ()));
-        assert!(!with("kernel.hostname", |_| ()));
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod attachment;
 mod chain;
 mod conflist;
 mod error;
+mod garbage;
 mod network;
 mod plugin;
 mod record;

@@ -168,18 +168,47 @@ fn assert_sees_nothing(text: &str) {
     assert_empty_root(named(text, "mounts"));
 }
 
+/// A network namespace, which a thread keeps for as long as this is there.
+struct Network {
+    path: String,
+    work: Option<std::sync::mpsc::Sender<fn() -> String>>,
+    results: std::sync::mpsc::Receiver<String>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Network {
+    fn new() -> Network {
+        let (work, todo) = std::sync::mpsc::channel::<fn() -> String>();
+        let (tell, results) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
+            tell.send(nix::unistd::gettid().to_string()).expect("tell");
+            todo.iter().for_each(|work| tell.send(work()).expect("tell"));
+        });
+        let tid = results.recv().expect("tid");
+        let path = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+        Network { path, work: Some(work), results, thread: Some(thread) }
+    }
+
+    /// What this comes to in it.
+    fn inside(&self, work: fn() -> String) -> String {
+        self.work.as_ref().expect("its thread").send(work).expect("its thread");
+        self.results.recv().expect("a result")
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.work = None;
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
 #[test]
 fn the_reaper_shows_nothing_of_the_node() {
     needs_root!("the_reaper_shows_nothing_of_the_node");
-    let (hold, held) = std::sync::mpsc::channel::<()>();
-    let (tell, told) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
-        tell.send(nix::unistd::gettid().as_raw()).expect("tell");
-        let _ = held.recv();
-    });
-    let tid = told.recv().expect("tid");
-    let netns = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+    let network = Network::new();
+    let netns = &network.path;
     let pod = Pod::with(json!({ "version": 1, "ipc": true, "pid": true, "netns": netns })).expect("monitor");
     let text = look_at_one(&pod, &[], &["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"]);
     // it was really allowed to look
@@ -195,15 +224,13 @@ fn the_reaper_shows_nothing_of_the_node() {
     let reaper = record::read_pid(&pod.dir.join("reaper.pid")).expect("reaper.pid").0 as u32;
     assert_eq!(
         namespace(reaper, "net"),
-        fs::read_link(&netns).expect("netns").to_string_lossy(),
+        fs::read_link(netns).expect("netns").to_string_lossy(),
         "its network is the pod's"
     );
     // and one that may not trace sees nothing at all
     let text = look_at_one(&pod, &[], &[]);
     assert_sees_nothing(&text);
     pod.shut_down();
-    drop(hold);
-    thread.join().expect("thread");
 }
 
 #[test]
@@ -247,27 +274,6 @@ fn a_complaint_that_cannot_be_written_is_no_end() {
 }
 
 #[test]
-fn the_end_comes_while_a_container_fails() {
-    needs_root!("the_end_comes_while_a_container_fails");
-    let pod = Pod::with(json!({ "version": 1, "pid": true })).expect("monitor");
-    let mut made = pod.bundle(&["/bin/true"]);
-    let (begun, go) = (pod.scratch.path().join("begun"), pod.scratch.path().join("go"));
-    let script =
-        format!("touch {}; while ! test -e {}; do sleep 0.01; done; exit 1", begun.display(), go.display());
-    made.bundle.config["hooks"] = json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"] }] });
-    made.bundle.write();
-    let mut start = pod.client.send(&pod.start_request(&made), &[]).expect("send");
-    wait_until("the hook", || begun.exists());
-    let mut end = pod.client.send(&Request::Shutdown, &[]).expect("send");
-    // It has been heard: whatever else is asked for is refused.
-    wait_until("the pod is ending", || matches!(pod.call(&pod.start_request(&made)), Reply::Error(_)));
-    fs::write(go, "").expect("go");
-    let deadline = Instant::now() + LIMIT;
-    assert!(matches!(start.receive(deadline).expect("reply"), Reply::Error(_)));
-    assert!(matches!(end.receive(deadline).expect("reply"), Reply::Done));
-}
-
-#[test]
 fn bad_sysctls_are_named() {
     needs_root!("bad_sysctls_are_named");
     for (name, value) in [
@@ -288,19 +294,8 @@ fn bad_sysctls_are_named() {
 #[test]
 fn net_sysctls_go_to_the_pods_network() {
     needs_root!("net_sysctls_go_to_the_pods_network");
-    // A network namespace that a thread of this test keeps.
-    let (hold, held) = std::sync::mpsc::channel::<()>();
-    let (tell, told) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("unshare");
-        tell.send(nix::unistd::gettid().as_raw()).expect("tell");
-        let _ = held.recv();
-        fs::read_to_string("/proc/thread-self/net/../../../sys/net/core/somaxconn")
-            .or_else(|_| fs::read_to_string("/proc/sys/net/core/somaxconn"))
-            .expect("sysctl")
-    });
-    let tid = told.recv().expect("tid");
-    let netns = format!("/proc/{}/task/{tid}/ns/net", std::process::id());
+    let network = Network::new();
+    let netns = &network.path;
     let sandbox =
         |value: &str| json!({ "version": 1, "netns": netns, "sysctls": { "net.core.somaxconn": value } });
     let pod = Pod::with(sandbox("77")).expect("monitor");
@@ -310,8 +305,8 @@ fn net_sysctls_go_to_the_pods_network() {
     assert!(told.message.contains("net.core.somaxconn"), "{error}");
     assert_eq!(told.kind, "invalid", "{error}");
     pod.shut_down();
-    drop(hold);
-    assert_eq!(thread.join().expect("thread").trim(), "77");
+    let read = || fs::read_to_string("/proc/sys/net/core/somaxconn").expect("sysctl");
+    assert_eq!(network.inside(read).trim(), "77");
 }
 
 #[test]

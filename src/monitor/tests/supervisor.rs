@@ -308,9 +308,12 @@ fn a_start_that_hangs_can_be_ended() {
         assert!(!lives(hook) && !made.bundle.cgroup.exists().expect("look"));
         assert!(pod.state().is_empty());
     }
-    // so that a pod can end as well
-    let (made, _start, hook) = hanging_start(&pod);
     pod.shut_down();
+    // a pod that ends does not wait for it either
+    let pod = Pod::with(json!({ "version": 1, "pid": true })).expect("monitor");
+    let (made, mut start, hook) = hanging_start(&pod);
+    pod.shut_down();
+    assert!(matches!(start.receive(Instant::now() + LIMIT).expect("an answer"), Reply::Error(_)));
     assert!(!lives(hook) && !made.bundle.cgroup.exists().expect("look"));
 }
 
