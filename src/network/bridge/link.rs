@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
@@ -329,9 +329,24 @@ pub(crate) fn enable_ipv6(link: &str) {
     }
 }
 
-/// The file that says that a bridge is of our making.
+/// The file that says that a bridge is of our making; [`counts`] says whether it still is.
 pub(crate) fn made_here(config: &Config, bridge: &str) -> PathBuf {
     config.data_dir.join(&config.name).join(note(bridge))
+}
+
+/// What the file holds: the boot of the node that the bridge was made in, and does not outlive.
+pub(crate) fn this_boot() -> Outcome<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    fs::read_to_string(path).map_err(|e| Failure::new(code::IO, format!("read {path}"), e))
+}
+
+/// Whether the file is there, and of this boot. An earlier version left it empty.
+pub(crate) fn counts(note: &Path) -> Outcome<bool> {
+    match fs::read_to_string(note) {
+        Ok(boot) => Ok(boot.is_empty() || boot == this_boot()?),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Failure::new(code::IO, format!("read {}", note.display()), e)),
+    }
 }
 
 /// Its name in a network's directory.

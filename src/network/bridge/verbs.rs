@@ -14,7 +14,7 @@ use crate::config::{Attachment, Config, check_interface, identifier};
 use crate::failure::{Failure, Outcome, code};
 use crate::firewall::Rules;
 use crate::ipam::{self, Addresses};
-use crate::link::{Pair, Routes, bridges, enable_ipv6, former_bridges, host_name, made_here};
+use crate::link::{Pair, Routes, bridges, counts, enable_ipv6, former_bridges, host_name, made_here};
 use crate::ports::Ports;
 use crate::program;
 use crate::result::{self, Made};
@@ -254,7 +254,10 @@ fn remove_network(config: &Config) -> Outcome<()> {
 fn remove_bridge(config: &Config, name: &str) -> Outcome<bool> {
     let mut routes = Routes::open()?;
     let bridge = routes.find(name)?.filter(|link| link.kind == "bridge");
-    let Some(bridge) = bridge.filter(|_| made_here(config, name).exists()) else { return Ok(true) };
+    let Some(bridge) = bridge else { return Ok(true) };
+    if !counts(&made_here(config, name))? {
+        return Ok(true);
+    }
     // somebody else's links may be on it
     if routes.ports_of(bridge.index)? != 0 {
         return Ok(false);

@@ -406,6 +406,39 @@ fn a_port_is_one_pods_also_in_a_network_of_another_name() {
 }
 
 #[test]
+fn a_claim_on_a_bridge_ends_with_the_boot() {
+    if !private_nft("a_claim_on_a_bridge_ends_with_the_boot") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let (before, after) = (netns("a"), netns("b"));
+    let old = small(&dir).with("name", json!("old")).with("subnets", json!([{"subnet": "10.8.0.0/29"}]));
+    old.call("ADD", "c1", &before).unwrap();
+    let new = small(&dir);
+    let refusal =
+        |plugin: &Plugin| plugin.call("ADD", "c2", &after).unwrap_err()["msg"].as_str().unwrap().to_owned();
+    assert!(refusal(&new).starts_with("bridge corten9 is that of network \"old\""), "{}", refusal(&new));
+    // as after a reboot: the files are there, the links are not
+    let claim = dir.join("old/made-corten9");
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert_eq!(std::fs::read_to_string(&claim).unwrap(), boot);
+    std::fs::write(&claim, "0").unwrap();
+    ip("link del corten9");
+    new.call("ADD", "c2", &after).unwrap();
+    // and what is there now is not the old one's to remove
+    old.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
+    assert!(ip("link").contains("corten9"));
+    new.call("DEL", "c2", &after).unwrap();
+    // one that cannot be read is nobody's guess
+    std::fs::create_dir_all(dir.join("broken/made-corten9")).unwrap();
+    ip("link del corten9");
+    assert!(refusal(&new).contains("broken/made-corten9"));
+    std::fs::remove_dir_all(dir.join("broken")).unwrap();
+    clean_up(&new, &dir);
+}
+
+#[test]
 fn a_firewall_program_that_outlives_its_plugin_is_waited_for() {
     if !private_nft("a_firewall_program_that_outlives_its_plugin_is_waited_for") {
         return;
