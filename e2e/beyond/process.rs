@@ -137,7 +137,7 @@ fn reaper(scene: &Scene) -> Result<()> {
         ("descriptors", "ls -A /proc/1/fd/"),
         ("environment", "tr -d '\\0' < /proc/1/environ"),
         ("mounts but the root", "tail -n +2 /proc/1/mountinfo"),
-        ("root that can be written to", "touch /proc/1/root/x 2>/dev/null && echo it can"),
+        ("root that can be written to", "if touch /proc/1/root/x 2>/dev/null; then echo it can; fi"),
         ("capabilities", "grep ^Cap /proc/1/status | cut -f2 | tr -d '0\\n'"),
         ("network that is not the pod's", "readlink /proc/1/ns/net /proc/self/ns/net | sort -u | tail -n +2"),
     ] {

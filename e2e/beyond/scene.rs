@@ -57,6 +57,8 @@ pub(crate) struct Pod {
 /// What a command has printed.
 pub(crate) struct Output {
     pub(crate) bytes: Vec<u8>,
+    pub(crate) exit_code: i32,
+    pub(crate) stderr: Vec<u8>,
 }
 
 impl Output {
@@ -186,12 +188,15 @@ impl Scene {
         let request = ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: 50 };
         let response =
             self.call(|mut s| async move { s.exec_sync(request).await }).map_err(told("ExecSync"))?;
-        Ok(Output { bytes: response.stdout })
+        Ok(Output { bytes: response.stdout, exit_code: response.exit_code, stderr: response.stderr })
     }
 
-    /// Output of a script that runs in one.
+    /// Output of a script that runs in one, and succeeds.
     pub(crate) fn sh(&self, id: &str, script: &str) -> Result<String> {
-        Ok(self.exec(id, &["sh", "-c", script])?.text())
+        let output = self.exec(id, &["sh", "-c", script])?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.exit_code == 0, "{script:?} exited with {}: {stderr}", output.exit_code);
+        Ok(output.text())
     }
 
     pub(crate) fn update(&self, id: &str, limits: LinuxContainerResources) -> Result<(), Status> {
