@@ -309,7 +309,8 @@ impl Pod {
     async fn advance(&mut self) {
         if matches!(self.state, State::Stopping { part: Teardown::Killing(_), .. }) {
             self.kill_all().await;
-            if self.creating.is_empty() && !self.containers.values().any(Container::is_live) {
+            // one that is being made uses nothing of the pod's, and may wait for a file system for ever
+            if !self.containers.values().any(Container::is_live) {
                 self.release();
             }
         }

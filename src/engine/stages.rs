@@ -237,6 +237,7 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::Creating;
     use crate::operation::Operation;
     use crate::step::Step;
     use crate::{Kind, fake, pod};
@@ -262,6 +263,23 @@ mod tests {
         assert!(error.context.ends_with("no"), "what failed in the first one is told: {error}");
         assert_eq!((pod.paying, pod.owed.len()), (0, 1));
         assert!(matches!(pod.state, State::Stopped));
+    }
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_a_container_that_is_being_made() {
+        let root = tempfile::tempdir().unwrap();
+        let ctx = fake::context(root.path()).await;
+        let record = fake::pod(1);
+        let state = State::Stopping { op: Operation::unasked(), part: Teardown::Killing(None) };
+        let container = fake::container(1, &record);
+        let (handle, mut pod) = pod::new(ctx, record, state);
+        let (answer, mut answered) = oneshot::channel();
+        let creating = Creating { config: container.config, op: Operation::new(Step::new(), answer) };
+        pod.creating.insert(container.id, creating);
+        tokio::spawn(pod.run());
+        let mut view = handle.view.clone();
+        view.wait_for(|view| view.stage == crate::admission::PodStage::Stopped).await.unwrap();
+        assert!(answered.try_recv().is_err(), "it is still being made");
     }
 
     #[tokio::test]
