@@ -45,15 +45,17 @@ async fn a_busy_container_uses_what_the_kernel_says() {
     assert_eq!(made.cgroup, None);
     assert!(engine.list_usage(&ContainerFilter::default()).await.is_empty());
     engine.start_container(busy.as_str()).await.unwrap();
-    let usage = used(&engine, busy.as_str(), "CPU time and memory", |usage| {
+    // the kernel counts page faults in batches
+    let usage = used(&engine, busy.as_str(), "CPU time, memory and page faults", |usage| {
         let figures = usage.cgroup.unwrap();
-        figures.usage.cpu_ns > 0 && figures.nano_cores > 0 && figures.usage.memory > 0
+        let (cpu, memory) = (figures.usage.cpu_ns > 0 && figures.nano_cores > 0, figures.usage.memory > 0);
+        cpu && memory && figures.usage.page_faults > 0
     })
     .await;
     let figures = usage.cgroup.unwrap();
     assert_eq!(figures.usage.memory_limit, Some(64 << 20));
     assert!(figures.memory_available().unwrap() < 64 << 20, "{figures:?}");
-    assert!(figures.usage.pids >= 1 && figures.usage.page_faults > 0, "{figures:?}");
+    assert!(figures.usage.pids >= 1, "{figures:?}");
     assert!(usage.timestamp > 0 && usage.writable_path.is_dir(), "{usage:?}");
     let listed = engine.list_usage(&ContainerFilter::default()).await;
     assert_eq!(listed.iter().map(|(status, _)| status.id.clone()).collect::<Vec<_>>(), [busy]);
