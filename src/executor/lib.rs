@@ -16,7 +16,7 @@
 //! | `apart`, `id_maps` | user namespaces: who makes what, and whose files are whose |
 //! | `root`, `overlay`, `mounts`, `inside`, `devices`, `masks`, `console` | the container's file tree |
 //! | `credentials`, `attributes`, `command`, `seccomp` | what its process is |
-//! | `resources`, `device_rules`, `hooks`, `load`, `channel`, `process`, `error` | limits, hooks, config, messages, results |
+//! | `resources`, `block_io`, `device_rules`, `hooks`, `load`, `channel`, `process`, `error` | limits, hooks, config, messages, results |
 //!
 //! What must never happen: a path of the container's root followed outside of it (all walks are `openat2` with
 //! `RESOLVE_IN_ROOT` on descriptors), a descriptor of ours that outlives the exec, a field of the config that is
@@ -26,6 +26,7 @@
 
 mod apart;
 mod attributes;
+mod block_io;
 mod channel;
 mod command;
 mod console;

@@ -1,16 +1,15 @@
 //! Limits of a config as writes to cgroup files, for the interface that each controller has on this node.
 //!
 //! Conversions follow the kernel's documents and what other runtimes agree on: cpu shares to weight keep
-//! both ends, block I/O weights 10…1000 become 1…10000, `swap` is memory + swap in the config and on
-//! v1, swap alone on v2. `-1` means unlimited. What the node has no controller for is an error that names it.
+//! both ends, `swap` is memory + swap in the config and on v1, swap alone on v2. `-1` means unlimited. What the node has no controller for is an error that names it.
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, LinuxThrottleDevice};
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use sys::cgroup::{Cgroup, Layout, Version};
 
-use crate::device_rules;
 use crate::error::{Context, Error, Result};
+use crate::{block_io, device_rules};
 
 /// A value for a file of a controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +31,12 @@ enum Absent {
     Elsewhere(String),
 }
 
+/// Writes in the order in which they must be done.
 #[derive(Default)]
-struct Writes(Vec<Write>);
+pub(crate) struct Writes(Vec<Write>);
 
 impl Writes {
-    fn add(&mut self, controller: &'static str, file: impl Into<String>, value: impl ToString) {
+    pub(crate) fn add(&mut self, controller: &'static str, file: impl Into<String>, value: impl ToString) {
         self.0.push(Write {
             controller,
             file: file.into(),
@@ -52,7 +52,7 @@ impl Writes {
 
 impl Writes {
     /// A weight of block I/O: whichever of the files is there.
-    fn add_weight(&mut self, field: &str, controller: &'static str, files: &[(&str, String)]) {
+    pub(crate) fn add_weight(&mut self, field: &str, controller: &'static str, files: &[(&str, String)]) {
         for (file, value) in files {
             let absent = Absent::Elsewhere(field.to_owned());
             self.0.push(Write { controller, file: (*file).to_owned(), value: value.clone(), absent });
@@ -60,7 +60,8 @@ impl Writes {
     }
 }
 
-fn invalid(field: &str, why: &str) -> Error {
+/// The config asks for what cannot be.
+pub(crate) fn invalid(field: &str, why: &str) -> Error {
     Error::invalid("set limits", field, why)
 }
 
@@ -243,7 +244,7 @@ pub(crate) fn writes(
         writes.add("pids", "pids.max", at_most(pids.limit()));
     }
     if let Some(io) = resources.block_io() {
-        if v1("blkio") { io_v1(io, &mut writes) } else { io_v2(io, &mut writes) }?;
+        if v1("blkio") { block_io::v1(io, &mut writes) } else { block_io::v2(io, &mut writes) }?;
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let name = if v1("hugetlb") { "limit_in_bytes" } else { "max" };
@@ -423,106 +424,6 @@ fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
 }
 
-/// A weight of block I/O that is asked for; 0 is none.
-fn weight_of(field: &str, weight: Option<u16>) -> Result<Option<u16>> {
-    match weight {
-        None | Some(0) => Ok(None),
-        Some(10..=1000) => Ok(weight),
-        Some(_) => Err(invalid(field, "is not from 10 to 1000")),
-    }
-}
-
-fn io_v1(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
-    if let Some(weight) = weight_of("blockIO.weight", io.weight())? {
-        let weight = weight.to_string();
-        let files = [("blkio.weight", weight.clone()), ("blkio.bfq.weight", weight)];
-        writes.add_weight("blockIO.weight", "blkio", &files);
-    }
-    if let Some(weight) = weight_of("blockIO.leafWeight", io.leaf_weight())? {
-        writes.add_weight("blockIO.leafWeight", "blkio", &[("blkio.leaf_weight", weight.to_string())]);
-    }
-    for device in io.weight_device().iter().flatten() {
-        let number = format!("{}:{}", device.major(), device.minor());
-        let field = format!("blockIO.weightDevice of {number}");
-        if let Some(weight) = weight_of(&field, device.weight())? {
-            let value = format!("{number} {weight}");
-            let files = [("blkio.weight_device", value.clone()), ("blkio.bfq.weight_device", value)];
-            writes.add_weight(&field, "blkio", &files);
-        }
-        let field = format!("blockIO.weightDevice (leafWeight) of {number}");
-        if let Some(weight) = weight_of(&field, device.leaf_weight())? {
-            writes.add_weight(&field, "blkio", &[("blkio.leaf_weight_device", format!("{number} {weight}"))]);
-        }
-    }
-    for (name, list) in throttles(io) {
-        let file = match name {
-            "rbps" => "blkio.throttle.read_bps_device",
-            "wbps" => "blkio.throttle.write_bps_device",
-            "riops" => "blkio.throttle.read_iops_device",
-            _ => "blkio.throttle.write_iops_device",
-        };
-        for device in list {
-            writes.add("blkio", file, format!("{}:{} {}", device.major(), device.minor(), device.rate()));
-        }
-    }
-    Ok(())
-}
-
-fn io_v2(io: &LinuxBlockIo, writes: &mut Writes) -> Result<()> {
-    if io.leaf_weight().is_some_and(|w| w != 0) {
-        return Err(Error::unsupported("set limit", "blockIO.leafWeight", "exists on cgroup v1 only"));
-    }
-    if let Some(weight) = weight_of("blockIO.weight", io.weight())? {
-        let files = [("io.bfq.weight", weight.to_string()), ("io.weight", io_weight(weight).to_string())];
-        writes.add_weight("blockIO.weight", "io", &files);
-    }
-    for device in io.weight_device().iter().flatten() {
-        if device.leaf_weight().is_some_and(|w| w != 0) {
-            return Err(Error::unsupported(
-                "set limit",
-                "blockIO.weightDevice.leafWeight",
-                "exists on cgroup v1 only",
-            ));
-        }
-        let number = format!("{}:{}", device.major(), device.minor());
-        let field = format!("blockIO.weightDevice of {number}");
-        if let Some(weight) = weight_of(&field, device.weight())? {
-            let files = [
-                ("io.bfq.weight", format!("{number} {weight}")),
-                ("io.weight", format!("{number} {}", io_weight(weight))),
-            ];
-            writes.add_weight(&field, "io", &files);
-        }
-    }
-    for (name, list) in throttles(io) {
-        for device in list {
-            writes.add(
-                "io",
-                "io.max",
-                format!("{}:{} {name}={}", device.major(), device.minor(), device.rate()),
-            );
-        }
-    }
-    Ok(())
-}
-
-fn throttles(io: &LinuxBlockIo) -> [(&'static str, &[LinuxThrottleDevice]); 4] {
-    fn list(devices: &Option<Vec<LinuxThrottleDevice>>) -> &[LinuxThrottleDevice] {
-        devices.as_deref().unwrap_or_default()
-    }
-    [
-        ("rbps", list(io.throttle_read_bps_device())),
-        ("wbps", list(io.throttle_write_bps_device())),
-        ("riops", list(io.throttle_read_iops_device())),
-        ("wiops", list(io.throttle_write_iops_device())),
-    ]
-}
-
-/// 10…1000 as 1…10000.
-fn io_weight(weight: u16) -> u64 {
-    1 + (u64::from(weight.clamp(10, 1000)) - 10) * 9999 / 990
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -588,9 +489,8 @@ mod tests {
     }
 
     #[test]
-    fn weights_keep_both_ends() {
+    fn shares_keep_both_ends() {
         assert_eq!((weight(2), weight(262_144)), (1, 10_000));
-        assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
     }
 
     #[test]
