@@ -35,7 +35,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::hooks::{self, State};
 use crate::init::{self, Plan, has_node_hooks, namespace_name};
 use crate::process::Pending;
-use crate::{Create, OnCgroup, apart, credentials, id_maps, load, mounts, resources, seccomp};
+use crate::{Bundle, Create, OnCgroup, apart, credentials, id_maps, load, mounts, resources, seccomp};
 
 /// What can be waited for so long ends otherwise.
 pub(crate) const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -247,9 +247,10 @@ fn listen(gate: &Path) -> Result<UnixListener> {
 
 /// Work out everything that can be before there is a process.
 fn plan(create: Create<'_>) -> Result<Plan> {
-    let bundle = fs::canonicalize(create.bundle)
-        .map_err(|e| Error::invalid("open bundle", create.bundle.display(), crate::errno_text(&e)))?;
-    let spec = load(&bundle)?;
+    let dir = create.bundle.dir;
+    let bundle = fs::canonicalize(dir)
+        .map_err(|e| Error::invalid("open bundle", dir.display(), crate::errno_text(&e)))?;
+    let spec = load(create.bundle)?;
     let entries =
         spec.mounts().iter().flatten().map(|m| mounts::parse(m, &bundle)).collect::<Result<Vec<_>>>()?;
     let linux = spec.linux().as_ref();
@@ -284,7 +285,7 @@ fn plan(create: Create<'_>) -> Result<Plan> {
 
 /// End the making of a container that its builder is at, wherever that is: SIGKILL for its init and what hooks have started in the
 /// container. [`Pending`] tells the rest. Nothing happens before there is an init.
-pub fn abort(bundle: &Path, id: &str) -> Result<()> {
+pub fn abort(bundle: Bundle<'_>, id: &str) -> Result<()> {
     let cgroup = Cgroup::new(cgroup_path(&load(bundle)?, id));
     cgroup.kill().step("kill what is in cgroup", cgroup.path())
 }

@@ -93,8 +93,7 @@ fn become_program(exec: &Exec<'_>, channel: &Channel) -> Error {
 
 fn run(exec: &Exec<'_>, channel: &Channel) -> Result<std::convert::Infallible> {
     launch::detach()?;
-    let path = exec.bundle.join("config.json");
-    let text = load::read(&path)?;
+    let (path, text) = load::read(exec.bundle)?;
     let running: Running<'_> = load::parse(&path, &text)?;
     let filter = running.seccomp().map(|profile| seccomp::load(profile, exec.seccomp_cache)).transpose()?;
     let limited = running.has_user_namespace();

@@ -4,12 +4,12 @@
 //! prestart, createRuntime   on the node, when the mounts are made, before the root is entered
 //! createContainer           in the container's namespaces, before the root is entered (paths are the node's)
 //! startContainer            in the container, just before its program
-//! poststart                 on the node, after the program has started; a failure is only reported
+//! poststart                 on the node, after the program has started
 //! poststop                  on the node, after it is gone; a failure is only reported
 //! ```
 //!
 //! Runs in the builder, in init, or in the caller of `start` and `poststop`. A hook that fails, or is not done in its
-//! time, stops the creation.
+//! time, stops the creation, or (poststart) the container.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -24,6 +24,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::{Hook, Spec};
 use serde_json::json;
 
+use crate::Bundle;
 use crate::create::FOREVER;
 use crate::error::{Context, Error, Kind, Result};
 
@@ -135,25 +136,18 @@ fn last_words(stderr: &File) -> String {
     String::from_utf8_lossy(&buffer[..count]).trim().to_owned()
 }
 
-/// Run the `poststart` hooks of a bundle; all of them run, the first failure is returned.
-pub fn poststart(id: &str, bundle: &Path, pid: i32) -> Result<()> {
-    let spec = crate::load(bundle)?;
+/// Run the `poststart` hooks of a bundle until one fails; then the caller must stop the container.
+pub fn poststart(id: &str, bundle: Bundle<'_>, pid: i32) -> Result<()> {
+    let (spec, bundle) = (crate::load(bundle)?, bundle.dir);
     let hooks = spec.hooks().as_ref().and_then(|h| h.poststart().as_ref());
-    run_all("poststart", hooks, &spec, &State { id, status: "running", pid, bundle })
+    run("poststart", hooks, &spec, &State { id, status: "running", pid, bundle }, None)
 }
 
 /// Run the `poststop` hooks of a bundle, after the container is gone; all of them run, the first failure is returned.
-pub fn poststop(id: &str, bundle: &Path) -> Result<()> {
-    let spec = crate::load(bundle)?;
+pub fn poststop(id: &str, bundle: Bundle<'_>) -> Result<()> {
+    let (spec, bundle) = (crate::load(bundle)?, bundle.dir);
     let hooks = spec.hooks().as_ref().and_then(|h| h.poststop().as_ref());
-    run_all("poststop", hooks, &spec, &State { id, status: "stopped", pid: 0, bundle })
-}
-
-fn run_all(name: &str, hooks: Option<&Vec<Hook>>, spec: &Spec, state: &State<'_>) -> Result<()> {
-    let mut first = Ok(());
-    for hook in hooks.into_iter().flatten() {
-        let result = run_one(name, hook, &state.json(spec), None);
-        first = first.and(result);
-    }
-    first
+    let state = State { id, status: "stopped", pid: 0, bundle }.json(&spec);
+    let run = |hook| run_one("poststop", hook, &state, None);
+    hooks.into_iter().flatten().map(run).fold(Ok(()), std::result::Result::and)
 }

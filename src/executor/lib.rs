@@ -64,13 +64,29 @@ pub use load::load;
 pub use process::{Pending, Process, Stdio, start};
 pub use resources::update;
 
+/// A bundle: relative paths in its config start at its directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Bundle<'a> {
+    /// Its directory, with `config.json`.
+    pub dir: &'a Path,
+    /// A copy of `config.json`, to be read in its place: what is changed there later must not reach a container that was made
+    /// (runtime-spec, runtime.md, "Lifecycle").
+    pub kept: Option<&'a Path>,
+}
+
+impl<'a> From<&'a Path> for Bundle<'a> {
+    fn from(dir: &'a Path) -> Bundle<'a> {
+        Bundle { dir, kept: None }
+    }
+}
+
 /// A container to be made from a bundle.
 #[derive(Debug)]
 pub struct Create<'a> {
     /// Its id, for hooks, messages and a default cgroup path (`/<id>`).
     pub id: &'a str,
-    /// Directory with `config.json`; relative paths in it start here.
-    pub bundle: &'a Path,
+    /// What to make it from.
+    pub bundle: Bundle<'a>,
     /// Standard streams.
     pub stdio: Stdio,
     /// Directory of compiled seccomp filters; made when missing.
@@ -118,7 +134,7 @@ pub struct Exec<'a> {
     /// The container's cgroup.
     pub cgroup: &'a Cgroup,
     /// The container's bundle.
-    pub bundle: &'a Path,
+    pub bundle: Bundle<'a>,
     /// What to run.
     pub command: Command<'a>,
     /// Standard streams.

@@ -1,13 +1,14 @@
 //! Reading a bundle.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci::runtime::{Problem, check, check_process};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::Bundle;
 use crate::error::{Error, Result};
 
 impl From<Problem> for Error {
@@ -21,16 +22,20 @@ impl From<Problem> for Error {
 
 /// Read and check the `config.json` of a bundle. Kind `invalid` when it is not one, `unsupported` when it asks for
 /// what cannot be done.
-pub fn load(bundle: &Path) -> Result<Spec> {
-    let path = bundle.join("config.json");
-    let spec = parse(&path, &read(&path)?)?;
+pub fn load(bundle: Bundle<'_>) -> Result<Spec> {
+    let (path, text) = read(bundle)?;
+    let spec = parse(&path, &text)?;
     check(&spec)?;
     Ok(spec)
 }
 
-/// The text of a bundle's `config.json`.
-pub(crate) fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|e| Error::invalid("read", path.display(), crate::errno_text(&e)))
+/// The text of a bundle's `config.json`, and how messages call the file.
+pub(crate) fn read(bundle: Bundle<'_>) -> Result<(PathBuf, String)> {
+    let path = bundle.dir.join("config.json");
+    let from = bundle.kept.unwrap_or(&path);
+    let text = fs::read_to_string(from)
+        .map_err(|e| Error::invalid("read", from.display(), crate::errno_text(&e)))?;
+    Ok((path, text))
 }
 
 pub(crate) fn parse<'a, T: Deserialize<'a>>(path: &Path, text: &'a str) -> Result<T> {

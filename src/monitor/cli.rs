@@ -112,9 +112,9 @@ fn fail(global: &Global, error: &Failed, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Something the caller should know that does not stop the command.
+/// Something the caller should know that does not stop the command: in the log that it named, else on stderr.
 pub(crate) fn warn(global: &Global, message: &str) {
-    if global.debug {
+    if global.debug || global.log.is_none() {
         say(&format!("warning: {message}"));
     }
     log(global, "warning", message);

@@ -118,7 +118,7 @@ impl Container {
 
     /// End its start, which may hang in a file system or in a hook. The executor tells what came of it.
     pub(crate) fn abort(&self) -> Result<(), executor::Error> {
-        executor::abort(&self.bundle, self.id.as_str())
+        executor::abort(self.bundle.as_path().into(), self.id.as_str())
     }
 
     /// Send a signal to init, or to all of its processes (also those that outlived init).

@@ -127,7 +127,7 @@ impl Supervisor {
         let output = Output::new(log, out, err).map_err(|e| io("set up pipes", &e))?;
         let pending = executor::create(Create {
             id: start.container.as_str(),
-            bundle: &start.bundle,
+            bundle: start.bundle.as_path().into(),
             stdio: Stdio { stdin, stdout, stderr },
             seccomp_cache: &self.seccomp_cache,
             gate: None,
@@ -172,7 +172,7 @@ impl Supervisor {
             id: exec.container.as_str(),
             init: process.pidfd.as_fd(),
             cgroup: &process.cgroup,
-            bundle: &container.bundle,
+            bundle: container.bundle.as_path().into(),
             command: Command::Args { args: &exec.args, terminal: exec.tty },
             stdio,
             seccomp_cache: &self.seccomp_cache,

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use executor::{Create, OnCgroup, Process, Stdio};
+use executor::{Bundle, Create, OnCgroup, Process, Stdio};
 use serde::Deserialize;
 use sys::cgroup::Cgroup;
 
@@ -22,6 +22,9 @@ struct Glance {
     process: GlanceProcess,
     root: GlanceRoot,
     annotations: std::collections::BTreeMap<String, String>,
+    /// The whole of it.
+    #[serde(skip)]
+    text: Vec<u8>,
 }
 
 #[derive(Default, Deserialize)]
@@ -55,15 +58,19 @@ pub(crate) fn start(global: &Global, id: &str) -> Result<()> {
     record.started = true;
     record.save(global)?;
     executor::start(&record::gate(global, id))?;
-    after_start(global, &record);
-    Ok(())
+    after_start(global, &record)
 }
 
-/// Its program runs: so do its `poststart` hooks. That one of them fails is only reported.
-fn after_start(global: &Global, record: &Record) {
-    if let Err(error) = executor::hooks::poststart(&record.id, &record.bundle, record.pid) {
-        warn(global, &error.to_string());
-    }
+/// Its program runs: so do its `poststart` hooks. One that fails stops it.
+fn after_start(global: &Global, record: &Record) -> Result<()> {
+    let hooks =
+        record.with_bundle(global, |bundle| executor::hooks::poststart(&record.id, bundle, record.pid));
+    hooks.map_err(|error| {
+        if let Err(second) = ending::stop(record) {
+            warn(global, &second.to_string());
+        }
+        error.into()
+    })
 }
 
 /// `run`
@@ -91,15 +98,17 @@ pub(crate) fn run(global: &Global, run: &Run) -> Result<u8> {
 
 /// Let it pass its gate; nothing stays of one whose command cannot run.
 fn release(global: &Global, record: &Record, process: &mut Process) -> Result<()> {
-    process.start().map_err(Failed::from).or_else(|error| ending::remove(global, record).and(Err(error)))?;
-    after_start(global, record);
-    Ok(())
+    let started = process.start().map_err(Failed::from).and_then(|()| after_start(global, record));
+    started.or_else(|error| ending::remove(global, record).and(Err(error)))
 }
 
 fn glance(bundle: &Path) -> Result<Glance> {
     let path = bundle.join("config.json");
     let text = fs::read(&path).doing(|| format!("read {}", path.display()))?;
-    serde_json::from_slice(&text).map_err(|e| Failed(format!("{}: {e}", path.display())))
+    let mut glance: Glance =
+        serde_json::from_slice(&text).map_err(|e| Failed(format!("{}: {e}", path.display())))?;
+    glance.text = text;
+    Ok(glance)
 }
 
 /// Whoever detaches must say where the terminal goes, and only a terminal goes anywhere.
@@ -130,7 +139,11 @@ fn begin(global: &Global, make: &Make, glance: &Glance, started: bool) -> Result
     record.rootfs = make.bundle.join(&glance.root.path);
     record.annotations.clone_from(&glance.annotations);
     record.started = started;
-    let made = record.save(global).and_then(|()| execute(global, make, &record)).and_then(|process| {
+    let config = record::config(global, &make.id);
+    let kept = monitor::record::replace(&config, &glance.text, false)
+        .doing(|| format!("write {}", config.display()));
+    let kept = kept.and_then(|()| record.save(global));
+    let made = kept.and_then(|()| execute(global, make, &record)).and_then(|process| {
         record.pid = process.pid;
         record.start_time = process.start_time;
         record.cgroup = process.cgroup.path().to_owned();
@@ -154,9 +167,10 @@ fn execute(global: &Global, make: &Make, record: &Record) -> Result<Process> {
         record.cgroup = cgroup.path().to_owned();
         record.save(global).map_err(|Failed(why)| io::Error::other(why))
     };
+    let config = record::config(global, &make.id);
     let pending = executor::create(Create {
         id: &make.id,
-        bundle: &make.bundle,
+        bundle: Bundle { dir: &make.bundle, kept: Some(&config) },
         stdio: own_stdio()?,
         seccomp_cache: &record::seccomp_cache(global),
         gate: Some(&gate),

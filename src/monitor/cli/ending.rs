@@ -92,6 +92,15 @@ fn clear(global: &Global, id: &str) -> Result<()> {
     remove_directory(global, id)
 }
 
+/// Kill everything in a container; it stays, stopped.
+pub(crate) fn stop(record: &Record) -> Result<()> {
+    let what = || format!("stop container {:?}", record.id);
+    if let Some(cgroup) = record.cgroup() {
+        cgroup.kill().doing(what)?;
+    }
+    record.init().map_or(Ok(()), |init| wait_for(&init, Instant::now() + PATIENCE, &record.id))
+}
+
 /// Kill what is left of a container and remove all of it.
 pub(crate) fn remove(global: &Global, record: &Record) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
@@ -106,7 +115,7 @@ pub(crate) fn remove(global: &Global, record: &Record) -> Result<()> {
     if let Some(init) = init {
         wait_for(&init, deadline, &record.id)?;
     }
-    if let Err(error) = executor::hooks::poststop(&record.id, &record.bundle) {
+    if let Err(error) = record.with_bundle(global, |bundle| executor::hooks::poststop(&record.id, bundle)) {
         warn(global, &error.to_string());
     }
     remove_directory(global, &record.id)

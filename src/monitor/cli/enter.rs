@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Error, Parser, ValueExt};
 use serde_json::{Value, json};
@@ -77,7 +77,7 @@ pub(crate) fn exec(global: &Global, exec: &Exec) -> Result<u8> {
         (Status::Running | Status::Created, Some(init)) => init,
         _ => return Err(Failed(format!("container {:?} is {}: cannot exec in it", exec.id, status.name()))),
     };
-    let process = describe(&record, exec)?;
+    let process = describe(global, &record, exec)?;
     let terminal = process["terminal"] == true;
     match (terminal, exec.detach, &exec.console_socket) {
         (true, true, None) => {
@@ -89,17 +89,20 @@ pub(crate) fn exec(global: &Global, exec: &Exec) -> Result<u8> {
     let process = serde_json::from_value(process).map_err(|e| Failed(format!("process: {e}")))?;
     let cgroup = record.cgroup().ok_or_else(|| Failed(format!("container {:?} has no cgroup", exec.id)))?;
     let signals = if exec.detach { None } else { Some(Signals::new()?) };
-    let mut process = executor::exec(executor::Exec {
-        id: &exec.id,
-        init: init.as_fd(),
-        cgroup: &cgroup,
-        bundle: &record.bundle,
-        command: executor::Command::Process(&process),
-        stdio: own_stdio()?,
-        seccomp_cache: &record::seccomp_cache(global),
-        preserve_fds: exec.preserve_fds,
-    })?
-    .complete()?;
+    let (stdio, seccomp_cache) = (own_stdio()?, record::seccomp_cache(global));
+    let enter = |bundle: executor::Bundle<'_>| {
+        executor::exec(executor::Exec {
+            id: &exec.id,
+            init: init.as_fd(),
+            cgroup: &cgroup,
+            bundle,
+            command: executor::Command::Process(&process),
+            stdio,
+            seccomp_cache: &seccomp_cache,
+            preserve_fds: exec.preserve_fds,
+        })
+    };
+    let mut process = record.with_bundle(global, enter)?.complete()?;
     process.warnings.iter().for_each(|warning| warn(global, warning));
     let console = process.console.take();
     let console = match (&exec.console_socket, console) {
@@ -111,7 +114,7 @@ pub(crate) fn exec(global: &Global, exec: &Exec) -> Result<u8> {
 }
 
 /// The process as JSON: the caller's own, or the container's with what the options change.
-fn describe(record: &Record, exec: &Exec) -> Result<Value> {
+fn describe(global: &Global, record: &Record, exec: &Exec) -> Result<Value> {
     if let Some(path) = &exec.process {
         let mut process = read(path)?;
         if !process.is_object() {
@@ -122,7 +125,10 @@ fn describe(record: &Record, exec: &Exec) -> Result<Value> {
         }
         return Ok(process);
     }
-    let mut config = read(&record.bundle.join("config.json"))?;
+    let kept = |bundle: executor::Bundle<'_>| {
+        bundle.kept.map_or_else(|| bundle.dir.join("config.json"), Path::to_owned)
+    };
+    let mut config = read(&record.with_bundle(global, kept))?;
     let mut process = config.get_mut("process").map_or(Value::Null, Value::take);
     if !process.is_object() {
         return Err(Failed(format!("{}: it has no process to take after", record.bundle.display())));

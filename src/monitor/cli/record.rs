@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/<id>/state.json   the record (versioned; replaced by rename)
+//! <root>/<id>/config.json  the bundle's, as it was at `create`
 //! <root>/<id>/start.sock   the gate, while init waits for `start`
 //! <root>/.seccomp/         compiled filters
 //! ```
@@ -13,6 +14,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use executor::Bundle;
 use serde::{Deserialize, Serialize};
 use sys::cgroup::Cgroup;
 
@@ -97,6 +99,11 @@ pub(crate) fn gate(global: &Global, id: &str) -> PathBuf {
     directory(global, id).join("start.sock")
 }
 
+/// The config that a container was made with.
+pub(crate) fn config(global: &Global, id: &str) -> PathBuf {
+    directory(global, id).join("config.json")
+}
+
 /// Compiled seccomp filters.
 pub(crate) fn seccomp_cache(global: &Global) -> PathBuf {
     global.root.join(".seccomp")
@@ -136,6 +143,13 @@ impl Record {
             started: false,
             annotations: Default::default(),
         })
+    }
+
+    /// Its bundle, with the config that it was made with.
+    pub(crate) fn with_bundle<T>(&self, global: &Global, work: impl FnOnce(Bundle<'_>) -> T) -> T {
+        let kept = config(global, &self.id);
+        // an earlier version kept none
+        work(Bundle { dir: &self.bundle, kept: kept.exists().then_some(kept.as_path()) })
     }
 
     /// Put it in its place.

@@ -173,12 +173,13 @@ fn hooks_of_the_node_run_after_start_and_end() {
     let Some(mut node) = Node::new(test, &["/bin/sleep", "0.2"]) else { return };
     let said = node.path("said");
     let hook = |name: &str| {
-        let script = format!("echo {name} >> {}; exit 1", said.display());
+        let exit = if name == "poststop" { 1 } else { 0 };
+        let script = format!("echo {name} >> {}; exit {exit}", said.display());
         json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
     };
     node.bundle.config["hooks"] = json!({ "poststart": hook("poststart"), "poststop": hook("poststop") });
     node.bundle.write();
-    assert!(node.call(&["run", "c1"]).status.success(), "their failure is only reported");
+    assert!(node.call(&["run", "c1"]).status.success(), "that poststop fails is only reported");
     assert_eq!(fs::read_to_string(&said).expect("said"), "poststart\npoststop\n");
     node.create("c2");
     assert_eq!(fs::read_to_string(&said).expect("said").lines().count(), 2, "not before the start");
@@ -186,8 +187,71 @@ fn hooks_of_the_node_run_after_start_and_end() {
     assert_eq!(fs::read_to_string(&said).expect("said").lines().count(), 3);
     node.text(&["delete", "--force", "c2"]);
     let log = fs::read_to_string(node.path("log.json")).expect("log");
-    assert!(log.contains("run poststart hook"), "{log}");
+    assert!(log.contains("run poststop hook"), "{log}");
     assert!(node.is_clean());
+}
+
+#[test]
+fn a_failed_poststart_hook_stops_the_container() {
+    let test = "a_failed_poststart_hook_stops_the_container";
+    let Some(mut node) = Node::new(test, &["/bin/sleep", "600"]) else { return };
+    let failing = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "echo no luck >&2; exit 3"] }]);
+    node.bundle.config["hooks"] = json!({ "poststart": failing });
+    node.bundle.write();
+    assert!(node.failure(&["run", "c1"]).contains("run poststart hook"));
+    assert!(node.is_clean());
+    node.create("c2");
+    assert!(node.failure(&["start", "c2"]).contains("no luck"));
+    assert_eq!(node.status("c2"), "stopped");
+    node.text(&["delete", "c2"]);
+    assert!(node.is_clean());
+}
+
+#[test]
+fn the_config_of_the_creation_is_the_one_that_counts() {
+    let test = "the_config_of_the_creation_is_the_one_that_counts";
+    let Some(mut node) = Node::new(test, &["/bin/sleep", "600"]) else { return };
+    let said = node.path("said");
+    let hooks = |which: &str| {
+        let hook = |name: &str| {
+            let script = format!("echo {which} {name} >> {}", said.display());
+            json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
+        };
+        json!({ "poststart": hook("poststart"), "poststop": hook("poststop") })
+    };
+    let logs = json!({ "defaultAction": "SCMP_ACT_LOG", "architectures": [], "syscalls": [] });
+    node.bundle.config["hooks"] = hooks("old");
+    node.bundle.config["process"]["env"] = json!(["PATH=/usr/bin:/bin", "WHICH=old"]);
+    node.bundle.config["linux"]["seccomp"] = logs;
+    node.bundle.write();
+    node.create("c1");
+    node.bundle.config["hooks"] = hooks("new");
+    node.bundle.config["process"]["env"] = json!(["PATH=/usr/bin:/bin", "WHICH=new"]);
+    node.bundle.config["linux"]["seccomp"] = Value::Null;
+    node.bundle.write();
+    node.text(&["start", "c1"]);
+    let script = "echo $WHICH; grep ^Seccomp: /proc/self/status";
+    assert_eq!(node.text(&["exec", "c1", "/bin/sh", "-c", script]), "old\nSeccomp:\t2\n");
+    // nor does it have to be there
+    fs::remove_file(node.bundle.dir.join("config.json")).expect("remove");
+    assert_eq!(node.text(&["exec", "c1", "/bin/sh", "-c", "echo $WHICH"]), "old\n");
+    node.text(&["delete", "--force", "c1"]);
+    assert_eq!(fs::read_to_string(&said).expect("said"), "old poststart\nold poststop\n");
+    assert!(node.is_clean());
+}
+
+#[test]
+fn warnings_are_told_where_no_log_is_named() {
+    let Some(mut node) = Node::new("warnings_are_told_where_no_log_is_named", &["/bin/true"]) else { return };
+    node.bundle.config["hooks"] = json!({ "poststop": [{ "path": "/bin/false" }] });
+    node.bundle.write();
+    let mut command = Command::new(RUNTIME);
+    command.arg("--root").arg(node.path("root")).args(["run", "c1"]).current_dir(&node.bundle.dir);
+    let output = command.stdin(Stdio::null()).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("warning: run poststop hook"), "{text}");
+    let (_, quiet) = node.leave(&["run", "c1"]);
+    assert_eq!(quiet, "", "it is in the log");
 }
 
 /// A container whose `create` is in a hook that takes for ever, and what tells that the hook has begun and still runs.
@@ -471,7 +535,7 @@ fn spec_and_features() {
     fs::create_dir(&dir).expect("mkdir");
     let path = dir.to_string_lossy().into_owned();
     node.text(&["spec", "--bundle", &path]);
-    executor::load(&dir).expect("a spec that this runtime takes");
+    executor::load(dir.as_path().into()).expect("a spec that this runtime takes");
     assert!(node.failure(&["spec", "--bundle", &path]).contains("file exists"));
     let features: Value = serde_json::from_str(&node.text(&["features"])).expect("JSON");
     for what in ["seccomp", "apparmor", "selinux"] {

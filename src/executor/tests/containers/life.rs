@@ -248,8 +248,8 @@ fn hooks_run_in_order() {
     bundle.config["annotations"] = json!({"a.b": "c"});
     let (process, output) = bundle.start().unwrap();
     assert_eq!(finish(&process, output).text(), "yes");
-    executor::hooks::poststart(&bundle.id, bundle.path(), process.pid).unwrap();
-    executor::hooks::poststop(&bundle.id, bundle.path()).unwrap();
+    executor::hooks::poststart(&bundle.id, bundle.path().into(), process.pid).unwrap();
+    executor::hooks::poststop(&bundle.id, bundle.path().into()).unwrap();
     let expected = "prestart\ncreateRuntime\ncreateContainer\nstartContainer\nprogram\npoststart\npoststop\n";
     assert_eq!(fs::read_to_string(&log).unwrap(), expected);
     let state =
@@ -347,7 +347,7 @@ pub(crate) fn ends_where_it_hangs(test: &str, mut bundle: Bundle) {
     let cgroup = Cgroup::new(format!("/corten-test/{}", bundle.id));
     let pending = bundle.begin(quiet(), None).unwrap();
     until("it hangs", || hangs.is_waited_for());
-    executor::abort(bundle.path(), &bundle.id).unwrap();
+    executor::abort(bundle.path().into(), &bundle.id).unwrap();
     let error = pending.complete().unwrap_err().to_string();
     assert!(error.contains("was killed while it was set up"), "{error}");
     assert!(!cgroup.exists().unwrap());
@@ -402,7 +402,7 @@ fn bad_bundles_are_refused() {
     assert!(error.to_string().contains("linux.intelRdt"), "{error}");
     bundle.config = json!(7);
     assert_eq!(bundle.run().unwrap_err().kind, Kind::Invalid);
-    let missing = executor::load(Path::new("/no/such/bundle")).unwrap_err();
+    let missing = executor::load(Path::new("/no/such/bundle").into()).unwrap_err();
     assert_eq!(missing.to_string(), "read \"/no/such/bundle/config.json\": no such file or directory");
     let bundle = Bundle::new("sleep 1000");
     let container = bundle.start().unwrap().0;

@@ -94,7 +94,7 @@ impl Bundle {
         fs::write(self.path().join("config.json"), self.config.to_string()).unwrap();
         executor::create(Create {
             id: &self.id,
-            bundle: self.path(),
+            bundle: self.path().into(),
             stdio,
             seccomp_cache: &self.seccomp_cache(),
             gate,
@@ -142,7 +142,7 @@ impl Bundle {
             id: &self.id,
             init: container.pidfd.as_fd(),
             cgroup: &container.cgroup,
-            bundle: self.path(),
+            bundle: self.path().into(),
             command,
             stdio,
             seccomp_cache: &self.seccomp_cache(),
