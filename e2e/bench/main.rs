@@ -58,8 +58,11 @@ async fn main() -> Result<()> {
     let socket =
         std::env::var("CONTAINER_RUNTIME_ENDPOINT").context("CONTAINER_RUNTIME_ENDPOINT is not set")?;
     let mut runtimes = vec![runtime("corten", &socket)?];
+    // by the name of the socket (`containerd.sock`: containerd), or its path when another has that name
     for socket in &options.against_cri {
-        runtimes.push(peer(socket)?);
+        let name = file_name(socket).trim_end_matches(".sock").to_owned();
+        let is_taken = runtimes.iter().any(|other| other.name == name);
+        runtimes.push(runtime(if is_taken { socket } else { &name }, socket)?);
     }
     let mut table = Table::default();
     let (runtimes, small) = (&runtimes, &options.image);
@@ -88,19 +91,19 @@ async fn main() -> Result<()> {
     options.json.map_or(Ok(()), |path| table.write(&path))
 }
 
-/// OCI runtimes by the names that the table calls them.
+/// OCI runtimes by the names that the table calls them: the program's, or its path when another has that name.
 fn programs(options: &Options) -> Vec<(String, PathBuf)> {
-    let named = |path: &PathBuf| (file_name(&path.to_string_lossy()), path.clone());
-    options.runtime.iter().chain(&options.against_oci).map(named).collect()
+    let mut all: Vec<(String, PathBuf)> = Vec::new();
+    for path in options.runtime.iter().chain(&options.against_oci) {
+        let (name, whole) = (file_name(&path.to_string_lossy()), path.display().to_string());
+        let is_taken = all.iter().any(|(other, _)| *other == name);
+        all.push((if is_taken { whole } else { name }, path.clone()));
+    }
+    all
 }
 
 fn file_name(path: &str) -> String {
     path.rsplit('/').next().unwrap_or(path).to_owned()
-}
-
-/// A peer is called by its socket's name (`containerd.sock`: containerd).
-fn peer(socket: &str) -> Result<Runtime> {
-    runtime(file_name(socket).trim_end_matches(".sock"), socket)
 }
 
 fn runtime(name: &str, socket: &str) -> Result<Runtime> {

@@ -4,10 +4,13 @@
 //! Both protocols as the kubelet and kubectl speak them to a runtime: SPDY/3.1 with v4.channel.k8s.io, WebSocket with
 //! v5.channel.k8s.io.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::daemon;
 
 /// Bytes that are written, and read, at once.
 const PIECE: usize = 128 << 10;
@@ -52,8 +55,9 @@ pub(crate) struct Done {
 }
 
 /// Use the URL of an exec with stdout: write `input` zero bytes (`None`: it has no stdin) and read until it has succeeded.
-pub(crate) fn run(url: &str, protocol: Protocol, input: Option<u64>) -> Result<Done> {
-    let (stream, reader) = upgrade(url, protocol)?;
+/// `network`: where the URL leads, when it is not this process's.
+pub(crate) fn run(url: &str, network: Option<&File>, protocol: Protocol, input: Option<u64>) -> Result<Done> {
+    let (stream, reader) = upgrade(url, network, protocol)?;
     if protocol == Protocol::Spdy {
         open_streams(&stream, input.is_some())?;
     }
@@ -77,10 +81,14 @@ pub(crate) fn run(url: &str, protocol: Protocol, input: Option<u64>) -> Result<D
     })
 }
 
-fn upgrade(url: &str, protocol: Protocol) -> Result<(TcpStream, BufReader<TcpStream>)> {
+fn upgrade(
+    url: &str,
+    network: Option<&File>,
+    protocol: Protocol,
+) -> Result<(TcpStream, BufReader<TcpStream>)> {
     let rest = url.strip_prefix("http://").with_context(|| format!("{url}: not http"))?;
     let (host, path) = rest.split_once('/').with_context(|| format!("{url}: no path"))?;
-    let stream = TcpStream::connect(host).with_context(|| format!("connect to {host}"))?;
+    let stream = daemon::connect(host, network)?;
     stream.set_nodelay(true)?;
     let headers = match protocol {
         Protocol::Spdy => "Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n",

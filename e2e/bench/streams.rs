@@ -1,5 +1,6 @@
 //! Streamed execs: how long one of `true` takes from the RPC to its status, and how fast bytes go through one each way.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use cri::proto::runtime::v1::*;
 use e2e::client::{container, pod};
 
 use crate::Runtime;
-use crate::daemon::{cpu_seconds, daemon_pid};
+use crate::daemon::{cpu_seconds, daemon_pid, network};
 use crate::session::{self, Done, Protocol};
 use crate::table::Table;
 
@@ -26,6 +27,8 @@ struct Place<'a> {
     runtime: &'a Runtime,
     pod: String,
     container: String,
+    /// Where the daemon's URLs lead.
+    network: Option<File>,
 }
 
 /// All of it in a pod of each runtime, in turn.
@@ -89,7 +92,7 @@ impl Place<'_> {
         };
         let container = client.create_container(request).await?.into_inner().container_id;
         client.start_container(StartContainerRequest { container_id: container.clone() }).await?;
-        Ok(Place { runtime, pod, container })
+        Ok(Place { runtime, pod, container, network: network(&runtime.socket)? })
     }
 
     async fn remove(self) -> Result<()> {
@@ -110,7 +113,7 @@ impl Place<'_> {
         };
         let url = self.runtime.node.runtime.clone().exec(request).await?.into_inner().url;
         // nothing else goes on in this process
-        session::run(&url, protocol, input)
+        session::run(&url, self.network.as_ref(), protocol, input)
     }
 
     async fn bytes_out(&self, protocol: Protocol, table: &mut Table) -> Result<()> {
