@@ -79,6 +79,7 @@ impl ImageService for Images {
         let call = change!("RemoveImage", image = name);
         call.run(self.slow, async move {
             let name = parse::image::name(request.image)?;
+            engine::step::enter("remove the image");
             engine.images().remove(&name).await.map_err(Error::from)?;
             Ok(RemoveImageResponse {})
         })

@@ -26,6 +26,11 @@ impl Runtime {
     pub(crate) fn new(engine: Engine, streaming: streaming::Server, info: Info) -> Runtime {
         Runtime { engine, streaming, info: Arc::new(info) }
     }
+
+    /// The pod of a container, for spans; empty when there is none.
+    fn pod_of(&self, container: &str) -> String {
+        self.engine.pod_of(container).map(|pod| pod.to_string()).unwrap_or_default()
+    }
 }
 
 pub(crate) type Answer<T> = Result<Response<T>, Status>;
@@ -150,7 +155,7 @@ impl RuntimeService for Runtime {
         request: Request<StartContainerRequest>,
     ) -> Answer<StartContainerResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
-        change!("StartContainer", container = &id)
+        change!("StartContainer", sandbox = &self.pod_of(&id), container = &id)
             .run(self.info.slow_request, async move {
                 engine.start_container(&parse::filled(id, "container_id")?).await?;
                 Ok(StartContainerResponse {})
@@ -160,13 +165,17 @@ impl RuntimeService for Runtime {
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
-        change!("StopContainer", container = &request.container_id)
-            .run(self.info.slow_request, async move {
-                let (id, grace) = parse::container::stop(request)?;
-                engine.stop_container(&id, grace).await?;
-                Ok(StopContainerResponse {})
-            })
-            .await
+        change!(
+            "StopContainer",
+            sandbox = &self.pod_of(&request.container_id),
+            container = &request.container_id
+        )
+        .run(self.info.slow_request, async move {
+            let (id, grace) = parse::container::stop(request)?;
+            engine.stop_container(&id, grace).await?;
+            Ok(StopContainerResponse {})
+        })
+        .await
     }
 
     async fn remove_container(
@@ -174,7 +183,7 @@ impl RuntimeService for Runtime {
         request: Request<RemoveContainerRequest>,
     ) -> Answer<RemoveContainerResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
-        change!("RemoveContainer", container = &id)
+        change!("RemoveContainer", sandbox = &self.pod_of(&id), container = &id)
             .run(self.info.slow_request, async move {
                 engine.remove_container(&parse::filled(id, "container_id")?).await?;
                 Ok(RemoveContainerResponse {})
@@ -205,15 +214,19 @@ impl RuntimeService for Runtime {
         request: Request<ContainerStatusRequest>,
     ) -> Answer<ContainerStatusResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
-        read!("ContainerStatus", container = &request.container_id)
-            .run(self.info.slow_request, async move {
-                let id = parse::filled(request.container_id, "container_id")?;
-                let status = engine.container_status(&id)?;
-                let info =
-                    if request.verbose { engine.verbose_container(&id).await? } else { Default::default() };
-                Ok(render::container::status(&status, info))
-            })
-            .await
+        read!(
+            "ContainerStatus",
+            sandbox = &self.pod_of(&request.container_id),
+            container = &request.container_id
+        )
+        .run(self.info.slow_request, async move {
+            let id = parse::filled(request.container_id, "container_id")?;
+            let status = engine.container_status(&id)?;
+            let info =
+                if request.verbose { engine.verbose_container(&id).await? } else { Default::default() };
+            Ok(render::container::status(&status, info))
+        })
+        .await
     }
 
     async fn update_container_resources(
@@ -221,13 +234,17 @@ impl RuntimeService for Runtime {
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
-        change!("UpdateContainerResources", container = &request.container_id)
-            .run(self.info.slow_request, async move {
-                let (id, resources, annotations) = parse::resources::update(request)?;
-                engine.update_resources(&id, resources, annotations).await?;
-                Ok(UpdateContainerResourcesResponse {})
-            })
-            .await
+        change!(
+            "UpdateContainerResources",
+            sandbox = &self.pod_of(&request.container_id),
+            container = &request.container_id
+        )
+        .run(self.info.slow_request, async move {
+            let (id, resources, annotations) = parse::resources::update(request)?;
+            engine.update_resources(&id, resources, annotations).await?;
+            Ok(UpdateContainerResourcesResponse {})
+        })
+        .await
     }
 
     async fn reopen_container_log(
@@ -235,7 +252,7 @@ impl RuntimeService for Runtime {
         request: Request<ReopenContainerLogRequest>,
     ) -> Answer<ReopenContainerLogResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
-        change!("ReopenContainerLog", container = &id)
+        change!("ReopenContainerLog", sandbox = &self.pod_of(&id), container = &id)
             .run(self.info.slow_request, async move {
                 engine.reopen_log(&parse::filled(id, "container_id")?).await?;
                 Ok(ReopenContainerLogResponse {})
@@ -245,7 +262,7 @@ impl RuntimeService for Runtime {
 
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
         let (request, engine) = (request.into_inner(), self.engine.clone());
-        read!("ExecSync", container = &request.container_id)
+        read!("ExecSync", sandbox = &self.pod_of(&request.container_id), container = &request.container_id)
             .run_for_client(self.info.slow_request, async move {
                 let (id, command, deadline) = parse::container::exec(request)?;
                 let output = engine.exec_sync(&id, command, deadline).await?;
@@ -256,17 +273,23 @@ impl RuntimeService for Runtime {
 
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
         let request = request.into_inner();
-        let url = read!("Exec", container = &request.container_id).answer(|| {
-            self.streaming.exec_url(sessions::exec(&self.engine, request)?).map_err(sessions::refused)
-        })?;
+        let url =
+            read!("Exec", sandbox = &self.pod_of(&request.container_id), container = &request.container_id)
+                .answer(|| {
+                self.streaming.exec_url(sessions::exec(&self.engine, request)?).map_err(sessions::refused)
+            })?;
         Ok(Response::new(ExecResponse { url }))
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
         let request = request.into_inner();
-        let url = read!("Attach", container = &request.container_id).answer(|| {
-            self.streaming.attach_url(sessions::attach(&self.engine, request)?).map_err(sessions::refused)
-        })?;
+        let url =
+            read!("Attach", sandbox = &self.pod_of(&request.container_id), container = &request.container_id)
+                .answer(|| {
+                    self.streaming
+                        .attach_url(sessions::attach(&self.engine, request)?)
+                        .map_err(sessions::refused)
+                })?;
         Ok(Response::new(AttachResponse { url }))
     }
 
@@ -283,7 +306,7 @@ impl RuntimeService for Runtime {
         request: Request<ContainerStatsRequest>,
     ) -> Answer<ContainerStatsResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
-        read!("ContainerStats", container = &id)
+        read!("ContainerStats", sandbox = &self.pod_of(&id), container = &id)
             .run(self.info.slow_request, async move {
                 let id = parse::filled(id, "container_id")?;
                 let (status, usage) = engine.container_usage(&id).await?;

@@ -2,8 +2,8 @@
 //!
 //! * A client's deadline (`grpc-timeout`) is left to the client: it ends the call on its side with DEADLINE_EXCEEDED, and the
 //!   operation goes on in its own task. (The gRPC library would answer CANCELLED first.)
-//! * Shutdown: no connection is taken any more, running calls get [`GRACE`] to answer; a connection without a running call
-//!   is not waited for.
+//! * Shutdown: no connection is taken any more, running calls get [`Info::drain_deadline`] to answer; a connection without a
+//!   running call is not waited for.
 //!
 //! Known limit: the HTTP/2 library resets streams whose `:authority` is a socket path. kubelet, crictl and all users of
 //! Kubernetes' own client send `localhost`; a client on gRPC's C core (Python, C++) must be given
@@ -32,9 +32,6 @@ use crate::runtime_service::Runtime;
 /// Largest request that is read. Pods with many annotations, variables and mounts outgrow the usual 4 MiB.
 const LARGEST_REQUEST: usize = 16 << 20;
 
-/// How long clients may still wait for running calls after the shutdown began.
-const GRACE: Duration = Duration::from_secs(10);
-
 /// A short wait: before accepting again, and for the last answers to be written.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -47,6 +44,8 @@ pub struct Info {
     pub version: String,
     /// After how long a call is slow: its step is logged then, again after twice that time, and so on.
     pub slow_request: Duration,
+    /// How long clients may still wait for running calls after the shutdown began.
+    pub drain_deadline: Duration,
     /// The effective configuration as a JSON text, shown by `crictl info`.
     pub config: String,
 }
@@ -55,7 +54,7 @@ pub struct Info {
 ///
 /// `streaming` makes the URLs of Exec, Attach and PortForward; it is served by the caller, with [`crate::Sessions`] behind it.
 ///
-/// No connection is taken after `shutdown`; running calls get 10 s to answer. Operations that take longer go on in
+/// No connection is taken after `shutdown`; running calls get [`Info::drain_deadline`] to answer. Operations that take longer go on in
 /// the engine (see [`Engine::drain`]) without their client.
 ///
 /// # Errors
@@ -67,6 +66,7 @@ pub async fn serve(
     info: Info,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
+    let patience = info.drain_deadline;
     let routes = routes(engine, streaming, info);
     let connections = GracefulShutdown::new();
     let calls = watch::Sender::new(());
@@ -91,8 +91,8 @@ pub async fn serve(
         () = connections.shutdown() => {}
         // answers that were just made are still to be written
         () = async { calls.closed().await; tokio::time::sleep(BREATH).await } => {}
-        () = tokio::time::sleep(GRACE) => {
-            tracing::warn!("clients were left waiting: calls took longer than {GRACE:?} to end");
+        () = tokio::time::sleep(patience) => {
+            tracing::warn!("clients were left waiting: calls took longer than {patience:?} to end");
         }
     }
     Ok(())

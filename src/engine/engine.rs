@@ -106,6 +106,8 @@ impl Engine {
             handle
         });
         if let Some(pod) = made {
+            // the request's span is to name it also while it waits
+            tracing::Span::current().record("sandbox", tracing::field::display(&pod.record.id));
             tokio::spawn(pod.create());
         }
         match (claim, answer) {
@@ -180,6 +182,11 @@ impl Engine {
         let (id, handle) = self.ctx.index.container(id)?.ok_or_else(none)?;
         let view = handle.look().containers.get(&id).cloned().ok_or_else(none)?;
         Ok((handle, view))
+    }
+
+    /// The pod of a container, if there is one.
+    pub fn pod_of(&self, container: &str) -> Option<PodId> {
+        Some(self.ctx.index.container(container).ok()??.1.id)
     }
 
     /// The pods that match.
@@ -339,6 +346,7 @@ impl Engine {
     /// Open the log file anew by its path, after the kubelet renamed it.
     pub async fn reopen_log(&self, id: &str) -> Result<()> {
         let (link, id) = self.in_use(id).map(|(link, view)| (link, view.status.id))?;
+        Step::current().enter("ask the pod's monitor");
         let reply = link.call(&MonitorRequest::Reopen { container: id.clone() }).await;
         reply.map(|_| ()).map_err(|e| e.within(format!("reopen the log of container {}", id.short())))
     }
@@ -368,6 +376,8 @@ impl Engine {
 
     /// Conditions of the node.
     pub async fn status(&self) -> NodeStatus {
+        let ctx = self.ctx.clone();
+        Step::current().enter_telling("ask the network's plugins", move || ctx.network.under_way(None));
         NodeStatus {
             runtime: self.ctx.index.admit().map_err(|e| e.chain()),
             network: self.ctx.network.status().await,
@@ -390,8 +400,13 @@ impl Engine {
         &self.ctx.images
     }
 
-    /// Finish what runs, with a deadline; workloads go on. Afterwards every call is refused.
+    /// Finish what runs, with the deadline of the settings; workloads go on. Afterwards every call is refused.
     pub async fn drain(&self) {
+        self.drain_within(self.ctx.settings.drain_deadline).await;
+    }
+
+    /// As [`Engine::drain`], with so much time left.
+    pub async fn drain_within(&self, time: Duration) {
         self.ctx.index.close();
         self.ctx.events.close();
         let mut waiting = Vec::new();
@@ -402,7 +417,7 @@ impl Engine {
             }
         }
         let all = futures_util::future::join_all(waiting);
-        if tokio::time::timeout(self.ctx.settings.drain_deadline, all).await.is_err() {
+        if tokio::time::timeout(time, all).await.is_err() {
             tracing::warn!("some operations have not ended; the next daemon finishes or undoes them");
         }
         // most often little; a writable layer of millions of files is left to the next daemon

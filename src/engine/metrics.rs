@@ -41,6 +41,7 @@ struct Read {
 impl Engine {
     /// What is measured of all ready pods.
     pub async fn pod_metrics(&self) -> Result<Vec<PodMetrics>> {
+        crate::step::enter("read what is used");
         let views = self.views(&PodFilter::default());
         let ready = views.into_iter().filter(|view| view.stage == PodStage::Ready).collect();
         let ctx = self.ctx.clone();

@@ -146,7 +146,10 @@ pub(crate) fn root_of(config: &PodConfig) -> (u32, u32) {
 pub(crate) async fn set_up(ctx: &Arc<Context>, mut record: PodRecord, step: &Step) -> Result<SetUp> {
     step.enter("prepare the pod's directory");
     prepare_blocking(ctx, &record).await?;
-    step.enter("attach the network and start the monitor");
+    let (of_network, id) = (ctx.clone(), record.id.clone());
+    step.enter_telling("attach the network and start the monitor", move || {
+        of_network.network.under_way(Some(&id))
+    });
     let (attached, monitor) = if record.config.namespaces.user.is_some() {
         // the network namespace belongs to the user namespace, which the monitor makes
         let monitor = start(ctx, &record, None).await?;

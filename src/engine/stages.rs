@@ -75,7 +75,10 @@ impl Pod {
     /// Everything that the pod has is given back; the monitor ends.
     pub(crate) fn release(&mut self) {
         let State::Stopping { op, part } = &mut self.state else { return };
-        op.step.enter("release the network and end the monitor");
+        let (ctx, id) = (self.ctx.clone(), self.record.id.clone());
+        op.step.enter_telling("release the network and end the monitor", move || {
+            ctx.network.under_way(Some(&id))
+        });
         // dropping the watch first: its end is no loss
         *part = Teardown::Releasing;
         let mut owed = sandbox::debts(&self.ctx, &self.record);
@@ -100,9 +103,14 @@ impl Pod {
         }
         if self.containers.is_empty() && self.creating.is_empty() {
             let State::Removing { op, part } = &mut self.state else { return };
-            op.step.enter("remove the pod's directories");
             *part = Removal::Rest;
             let mut owed = std::mem::take(&mut self.owed);
+            if owed.is_empty() {
+                op.step.enter("remove the pod's directories");
+            } else {
+                let (ctx, id) = (self.ctx.clone(), self.record.id.clone());
+                op.step.enter_telling("give back what is owed", move || ctx.network.under_way(Some(&id)));
+            }
             owed.push(Debt::Tree(self.ctx.paths.pod(&self.record.id)));
             self.pay(owed);
         }

@@ -105,6 +105,11 @@ impl Step {
     }
 }
 
+/// Name the step of the current request.
+pub fn enter(name: &'static str) {
+    Step::current().enter(name);
+}
+
 /// Run a call into the engine so that `step` shows where it is.
 pub async fn scope<F: Future>(step: Step, call: F) -> F::Output {
     CURRENT.scope(step, call).await

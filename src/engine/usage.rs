@@ -20,7 +20,7 @@ use crate::figures::{CgroupFigures, ContainerUsage, PodUsage};
 use crate::pod::PodView;
 use crate::status::{ContainerFilter, ContainerState, ContainerStatus, PodFilter};
 use crate::view::ContainerView;
-use crate::{Engine, Error, Kind, Result};
+use crate::{Engine, Error, Kind, Result, step};
 
 /// A container and the figures of its cgroup; `None`: it does not run.
 pub(crate) type Read = (ContainerView, i64, Option<CgroupFigures>);
@@ -38,6 +38,7 @@ pub(crate) struct PodRead {
 impl Engine {
     /// What a container uses now; [`Kind::NotFound`].
     pub async fn container_usage(&self, id: &str) -> Result<(ContainerStatus, ContainerUsage)> {
+        step::enter("read what is used");
         let (_, view) = self.container(id)?;
         let context = format!("read the usage of container {}", view.status.id.short());
         let ctx = self.ctx.clone();
@@ -48,6 +49,7 @@ impl Engine {
 
     /// What the running containers that match use now.
     pub async fn list_usage(&self, filter: &ContainerFilter) -> Vec<(ContainerStatus, ContainerUsage)> {
+        step::enter("read what is used");
         let views: Vec<ContainerView> = self.containers(filter).into_iter().filter(runs).collect();
         let ctx = self.ctx.clone();
         let read = blocking(move || Ok(read_all(&ctx, views))).await.unwrap_or_default();
@@ -56,6 +58,7 @@ impl Engine {
 
     /// What a ready pod uses now. [`Kind::NotFound`]; [`Kind::WrongState`]: it is stopped.
     pub async fn pod_usage(&self, id: &str) -> Result<PodUsage> {
+        step::enter("read what is used");
         let view = self.pod(id)?.look();
         if view.stage != PodStage::Ready {
             let text = format!("pod {} is stopped: it uses nothing", view.status.id.short());
@@ -70,6 +73,7 @@ impl Engine {
 
     /// What the ready pods that match use now.
     pub async fn list_pod_usage(&self, filter: &PodFilter) -> Vec<PodUsage> {
+        step::enter("read what is used");
         let views: Vec<Arc<PodView>> =
             self.views(filter).into_iter().filter(|view| view.stage == PodStage::Ready).collect();
         let ctx = self.ctx.clone();

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::conflist::{Conflist, Version, type_of};
 use crate::error::{Error, Kind, Result};
-use crate::plugin::{self, Call, Verb};
+use crate::plugin::{self, Call, UnderWay, Verb};
 use crate::record::Progress;
 
 /// The interface that every pod has.
@@ -20,6 +20,7 @@ pub(crate) const IFNAME: &str = "eth0";
 pub(crate) struct Programs {
     pub(crate) dirs: Vec<PathBuf>,
     pub(crate) deadline: Duration,
+    pub(crate) under_way: UnderWay,
 }
 
 /// One pod's side of a chain.
@@ -85,7 +86,7 @@ impl Programs {
 
     /// A call that is about no pod.
     fn node_call(&self, verb: Verb) -> Call {
-        Call { verb, environment: vec![], deadline: self.patience(verb) }
+        Call { verb, environment: vec![], deadline: self.patience(verb), under_way: self.under_way.clone() }
     }
 
     fn call(&self, verb: Verb, side: &Side<'_>) -> Call {
@@ -95,7 +96,7 @@ impl Programs {
             ("CNI_IFNAME", IFNAME.to_owned()),
             ("CNI_ARGS", side.args.to_owned()),
         ];
-        Call { verb, environment, deadline: self.patience(verb) }
+        Call { verb, environment, deadline: self.patience(verb), under_way: self.under_way.clone() }
     }
 
     /// ADD through the chain; the last plugin's result.
@@ -268,7 +269,8 @@ mod tests {
     #[test]
     fn verbs_that_others_wait_for_are_short() {
         let seconds = |deadline, verb| {
-            Programs { dirs: vec![], deadline: Duration::from_secs(deadline) }.patience(verb).as_secs()
+            let deadline = Duration::from_secs(deadline);
+            Programs { dirs: vec![], deadline, under_way: UnderWay::default() }.patience(verb).as_secs()
         };
         for (verb, long, short) in
             [(Verb::Add, 60, 5), (Verb::Del, 60, 5), (Verb::Status, 10, 5), (Verb::Gc, 20, 5)]

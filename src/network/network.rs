@@ -136,7 +136,11 @@ impl Network {
         let prefix = format!("{PREFIX}-{}-", oci::id::owner(&settings.state_dir));
         Network(Arc::new(Inner {
             directory: Directory::new(settings.config_dir),
-            programs: Programs { dirs: settings.bin_dirs, deadline: settings.deadline },
+            programs: Programs {
+                dirs: settings.bin_dirs,
+                deadline: settings.deadline,
+                under_way: Default::default(),
+            },
             used: Used::new(&settings.state_dir),
             records: Records::new(settings.state_dir),
             netns_dir: settings.netns_dir,
@@ -311,6 +315,11 @@ impl Network {
             return Err(Error::new(Kind::Invalid, format!("pod {pod} is not attached to a network")));
         };
         self.0.programs.check(&record.network, &side(&record, true), &result).await
+    }
+
+    /// The plugins that run at this moment for a pod, or (`None`) for the node; for people who wait.
+    pub fn under_way(&self, pod: Option<&PodId>) -> Option<String> {
+        self.0.programs.under_way.of(pod.map_or("", PodId::as_str))
     }
 
     /// Whether pods can be attached.

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -47,6 +48,46 @@ impl Verb {
     }
 }
 
+/// The calls under way, for those who wait: pod (empty: it is about none) and description. Shared by clones.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UnderWay(Arc<Mutex<Vec<(String, String)>>>);
+
+impl UnderWay {
+    fn list(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, call: &Call, described: &str) -> Entry {
+        let container = call.environment.iter().find(|(name, _)| *name == "CNI_CONTAINERID");
+        let entry = (container.map_or_else(String::new, |(_, id)| id.clone()), described.to_owned());
+        self.list().push(entry.clone());
+        Entry { all: self.clone(), entry }
+    }
+
+    /// What runs for a pod, or for none.
+    pub(crate) fn of(&self, pod: &str) -> Option<String> {
+        let all = self.list();
+        let of_pod: Vec<&str> =
+            all.iter().filter(|(of, _)| of == pod).map(|(_, what)| what.as_str()).collect();
+        (!of_pod.is_empty()).then(|| of_pod.join(", "))
+    }
+}
+
+/// A call is under way until this is dropped.
+struct Entry {
+    all: UnderWay,
+    entry: (String, String),
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut all = self.all.list();
+        if let Some(at) = all.iter().position(|other| *other == self.entry) {
+            all.swap_remove(at);
+        }
+    }
+}
+
 /// What a call needs besides its input.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
@@ -54,6 +95,7 @@ pub(crate) struct Call {
     /// `CNI_CONTAINERID`, `CNI_NETNS`, `CNI_IFNAME` and `CNI_ARGS`, as far as the verb has them.
     pub(crate) environment: Vec<(&'static str, String)>,
     pub(crate) deadline: Duration,
+    pub(crate) under_way: UnderWay,
 }
 
 /// The error object of the specification, section 5.
@@ -85,6 +127,7 @@ pub(crate) struct Running {
     deadline: Duration,
     /// Name, program and verb, for messages.
     described: String,
+    entry: Entry,
 }
 
 /// Starts a plugin. After an error nothing of it has run.
@@ -94,13 +137,14 @@ pub(crate) fn start(name: &str, dirs: &[PathBuf], call: &Call) -> Result<Running
     let child = spawn(&program, dirs, call)
         .map_err(|e| Error::new(Kind::Internal, format!("{described}: cannot be started: {e}")))?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-    Ok(Running { child, group: Group(group), began: Instant::now(), deadline: call.deadline, described })
+    let (began, entry) = (Instant::now(), call.under_way.enter(call, &described));
+    Ok(Running { child, group: Group(group), began, deadline: call.deadline, described, entry })
 }
 
 impl Running {
     /// Gives it its input and waits for its end. `None` when it succeeded without an output.
     pub(crate) async fn finish(self, input: &Value) -> Result<Option<Value>> {
-        let Running { mut child, group, began, deadline, described } = self;
+        let Running { mut child, group, began, deadline, described, entry: _entry } = self;
         let talked = tokio::time::timeout(deadline, talk(&mut child, input.to_string())).await;
         // killed before it is looked at, so that nothing of a plugin outlives its call
         drop(group);

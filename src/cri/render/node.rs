@@ -64,6 +64,11 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn info(version: &str, config: &str) -> Info {
+        let (slow_request, drain_deadline) = (Duration::ZERO, Duration::ZERO);
+        Info { version: version.to_owned(), slow_request, drain_deadline, config: config.to_owned() }
+    }
+
     #[test]
     fn conditions_say_why_not() {
         let from = NodeStatus {
@@ -73,7 +78,7 @@ mod tests {
             handlers: vec!["corten".into()],
             recursive_read_only: true,
         };
-        let info = Info { version: "0.1.0".into(), slow_request: Duration::ZERO, config: "{\"a\":1}".into() };
+        let info = info("0.1.0", "{\"a\":1}");
         let got = status(from.clone(), &info, false);
         let conditions = got.status.unwrap().conditions;
         assert_eq!((conditions[0].r#type.as_str(), conditions[0].status), ("RuntimeReady", true));
@@ -100,7 +105,7 @@ mod tests {
 
     #[test]
     fn who_we_are() {
-        let info = Info { version: "9.9.9".into(), slow_request: Duration::ZERO, config: String::new() };
+        let info = info("9.9.9", "");
         let got = version(&info);
         assert_eq!((got.runtime_name.as_str(), got.runtime_version.as_str()), ("corten", "9.9.9"));
         assert_eq!((got.version.as_str(), got.runtime_api_version.as_str()), ("0.1.0", "v1"));

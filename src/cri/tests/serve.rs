@@ -35,7 +35,7 @@ async fn engine(dir: &Path) -> Engine {
     let images = image::Settings { root: dir.join("images"), ..Default::default() };
     let network = network::Settings {
         config_dir: dir.join("net.d"),
-        bin_dirs: Vec::new(),
+        bin_dirs: vec![dir.join("bin")],
         state_dir: dir.join("network"),
         netns_dir: dir.join("netns"),
         deadline: LONG,
@@ -61,7 +61,12 @@ async fn node_in(dir: TempDir) -> Node {
     let socket = dir.path().join("corten.sock");
     let listener = UnixListener::bind(&socket).expect("a socket");
     let (stop, stopped) = oneshot::channel();
-    let info = cri::Info { version: "1.2.3".into(), slow_request: LONG, config: "{}".into() };
+    let info = cri::Info {
+        version: "1.2.3".into(),
+        slow_request: LONG,
+        drain_deadline: Duration::from_millis(300),
+        config: "{}".into(),
+    };
     let served = engine.clone();
     let sessions = cri::Sessions::new(engine.clone());
     let streaming = streaming::Server::bind(Default::default(), sessions).await.expect("a port");
@@ -293,6 +298,42 @@ async fn it_ends_when_it_is_told_to() {
     node.runtime.version(VersionRequest::default()).await.unwrap();
     node.stop.send(()).expect("the server listens for its end");
     tokio::time::timeout(LONG, node.server).await.expect("the server ends").expect("without a panic");
+}
+
+/// A network whose plugin takes for ever to say how it is.
+fn hanging_network(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    for name in ["bin", "net.d"] {
+        std::fs::create_dir(dir.join(name)).expect("a directory");
+    }
+    let list = r#"{"cniVersion": "1.1.0", "name": "n", "plugins": [{"type": "hangs"}]}"#;
+    std::fs::write(dir.join("net.d/10-n.conflist"), list).expect("a conflist");
+    let script = format!(
+        "#!/bin/sh\n[ $CNI_COMMAND = STATUS ] || exit 0\ntouch {}\nexec sleep 60\n",
+        dir.join("begun").display()
+    );
+    std::fs::write(dir.join("bin/hangs"), script).expect("a plugin");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.join("bin/hangs"), executable).expect("a program");
+}
+
+#[tokio::test]
+async fn calls_that_run_are_waited_for_as_long_as_was_configured() {
+    let dir = tempfile::tempdir().expect("a scratch directory");
+    hanging_network(dir.path());
+    let mut node = node_in(dir).await;
+    let begun = node.dir.path().join("begun");
+    let call = tokio::spawn(async move { node.runtime.status(StatusRequest::default()).await });
+    while !begun.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let at = std::time::Instant::now();
+    node.stop.send(()).expect("the server listens for its end");
+    // the plugin has until its own deadline
+    tokio::time::timeout(LONG / 4, node.server).await.expect("the server ends").expect("without a panic");
+    let waited = at.elapsed();
+    assert!(waited >= Duration::from_millis(300), "waited for {waited:?}: {:?}", call.await);
+    call.abort();
 }
 
 #[tokio::test]
