@@ -65,9 +65,17 @@ async fn main() -> Result<()> {
         println!("FAIL {failure}");
     }
     ensure!(failures.is_empty(), "{} failures under churn", failures.len());
+    // or it has shown nothing: one comes every two to five seconds, and a slow machine makes a pod in that time
+    let (kills, pods) = (churn.kills.load(Ordering::Relaxed), churn.pods.load(Ordering::Relaxed));
+    let least = u32::try_from(seconds / 10).unwrap_or(u32::MAX);
+    ensure!(kills >= least, "only {kills} kills in {seconds} s: is {PIDFILE} the daemon's?");
+    ensure!(pods >= least, "only {pods} pods in {seconds} s");
     println!("1 passed, 0 failed");
     Ok(())
 }
+
+/// Names the file with the daemon's pid.
+const PIDFILE: &str = "CORTEN_PIDFILE";
 
 impl Churn {
     /// Everything at once for `time`; what went wrong.
@@ -117,7 +125,7 @@ impl Churn {
 
     /// SIGKILL to the daemon that the pid file names, every two to five seconds.
     async fn kill_now_and_then(self: Arc<Self>) -> Result<()> {
-        let pidfile = std::env::var("CORTEN_PIDFILE").context("CORTEN_PIDFILE is not set")?;
+        let pidfile = std::env::var(PIDFILE).with_context(|| format!("{PIDFILE} is not set"))?;
         while !self.over.load(Ordering::Relaxed) {
             let pause = rand::rng().random_range(2000..5000);
             tokio::time::sleep(Duration::from_millis(pause)).await;

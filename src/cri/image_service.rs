@@ -90,8 +90,8 @@ impl ImageService for Images {
         let engine = self.engine.clone();
         read!("ImageFsInfo")
             .run(self.slow, async move {
-                let usage = engine.images().usage().map_err(Error::from)?;
-                Ok(render::image::filesystems(&usage))
+                let (images, layers) = engine.filesystems().await?;
+                Ok(render::image::filesystems(&images, &layers))
             })
             .await
     }

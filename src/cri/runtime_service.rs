@@ -155,12 +155,16 @@ impl RuntimeService for Runtime {
         request: Request<StartContainerRequest>,
     ) -> Answer<StartContainerResponse> {
         let (id, engine) = (request.into_inner().container_id, self.engine.clone());
-        change!("StartContainer", sandbox = &self.pod_of(&id), container = &id)
+        let started = id.clone();
+        let answer = change!("StartContainer", sandbox = &self.pod_of(&id), container = &id)
             .run(self.info.slow_request, async move {
-                engine.start_container(&parse::filled(id, "container_id")?).await?;
+                engine.begin_container(&parse::filled(id, "container_id")?).await?;
                 Ok(StartContainerResponse {})
             })
-            .await
+            .await?;
+        // not reached when the client has gone away
+        self.engine.start_answered(&started).await;
+        Ok(answer)
     }
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {

@@ -32,7 +32,7 @@ pub(crate) fn report(config: &Config) -> (String, bool) {
     findings.push(capabilities(&read("/proc/self/status")));
     findings.push(cgroups(&read("/proc/self/mountinfo"), Path::new("/")));
     findings.extend(own_programs(config));
-    findings.push(packet_filter(&search_path()));
+    findings.push(packet_filter(&search_path(), needs_packet_filter(config)));
     findings.extend(pod_network(config));
     findings.extend(directories(config));
     findings.extend(check_features::findings(Path::new("/proc")));
@@ -199,16 +199,19 @@ fn search_path() -> Vec<PathBuf> {
     std::env::split_paths(&path).chain(usual).collect()
 }
 
-fn packet_filter(path: &[PathBuf]) -> Finding {
+/// Whether pods are, or will be, on our bridge.
+fn needs_packet_filter(config: &Config) -> bool {
+    let (found, _) = network::configured(&config.network.config_dir);
+    found.map_or(config.network.builtin, |found| found.types.iter().any(|kind| kind == programs::BRIDGE))
+}
+
+fn packet_filter(path: &[PathBuf], needed: bool) -> Finding {
     let found = |name: &str| path.iter().map(|d| d.join(name)).find(|p| p.is_file());
+    let none = "packet filter: neither nft nor iptables is installed";
     match found("nft").or_else(|| found("iptables")) {
         Some(program) => (Level::Ok, format!("packet filter {}", program.display())),
-        None => (
-            Level::Warn,
-            "packet filter: neither nft nor iptables is installed; with our bridge pods cannot leave the node and \
-             host ports do not work"
-                .to_owned(),
-        ),
+        None if needed => (Level::Fail, format!("{none}; our bridge needs one of them")),
+        None => (Level::Warn, format!("{none}; our bridge would need one of them")),
     }
 }
 
@@ -334,9 +337,10 @@ mod tests {
     #[test]
     fn packet_filters() {
         let dir = tempfile::tempdir().expect("a directory");
-        assert_eq!(packet_filter(&[dir.path().to_owned()]).0, Level::Warn);
+        assert_eq!(packet_filter(&[dir.path().to_owned()], false).0, Level::Warn);
+        assert_eq!(packet_filter(&[dir.path().to_owned()], true).0, Level::Fail);
         fs::write(dir.path().join("iptables"), "").expect("write");
-        assert_eq!(packet_filter(&[dir.path().to_owned()]).0, Level::Ok);
+        assert_eq!(packet_filter(&[dir.path().to_owned()], true).0, Level::Ok);
     }
 
     #[test]

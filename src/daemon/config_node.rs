@@ -65,6 +65,11 @@ fn directories(config: &Config) -> Vec<Problem> {
     ];
     let mut found: Vec<Problem> =
         written.into_iter().filter_map(|(key, path)| Some((key, writable(path).err()?))).collect();
+    if config.run_dir == config.state_dir {
+        // what a pod has while it runs goes with its stop, and its record would go along
+        let dir = config.run_dir.display();
+        found.push(("run_dir", format!("{dir} is state_dir as well: each needs a directory of its own")));
+    }
     // image.dir is in state_dir, usually
     found.dedup_by(|later, earlier| later.0 == "image.dir" && later.1 == earlier.1);
     let config_dir = (&config.network.config_dir, "network.config_dir");

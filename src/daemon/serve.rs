@@ -9,6 +9,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::stat::{Mode, umask};
 use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -40,6 +41,8 @@ pub(crate) fn run(loaded: &Loaded) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config, shown: String) -> anyhow::Result<()> {
+    // files that containers are given are for all their users, whatever the one who started us is used to
+    umask(Mode::from_bits_truncate(0o022));
     // First of all: a signal from now on ends us in an orderly way, also while the engine adopts pods.
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;

@@ -147,8 +147,8 @@ pub(crate) fn create(pod: PodStage, existing: Option<(Stage, bool)>) -> Verdict 
     }
 }
 
-/// A request about a container. `answered`: its start is known to have been answered; it is not when an earlier daemon was
-/// killed meanwhile, and then the first repetition must succeed although the container may have ended.
+/// A request about a container. `answered`: its start is known to have been answered; it is not when the client went away or
+/// an earlier daemon was killed meanwhile, and then a repetition must succeed although the container may have ended.
 pub(crate) fn container(pod: PodStage, stage: Stage, verb: Verb, answered: bool) -> Verdict {
     match verb {
         Verb::Start => start(pod, stage, answered),

@@ -213,7 +213,23 @@ impl Engine {
 
     /// Start a created container. [`Kind::WrongState`] when it has run before.
     pub async fn start_container(&self, id: &str) -> Result<()> {
+        self.begin_container(id).await?;
+        self.start_answered(id).await;
+        Ok(())
+    }
+
+    /// As [`Engine::start_container`], for a client that may have gone away meanwhile: until [`Engine::start_answered`] is called
+    /// its repetition succeeds, also when the container has ended.
+    pub async fn begin_container(&self, id: &str) -> Result<()> {
         self.container_verb(id, Ask::Start).await
+    }
+
+    /// The client has the answer to its start: from now on another start of a container that has run is refused.
+    pub async fn start_answered(&self, id: &str) {
+        if let Ok(Some((id, handle))) = self.ctx.index.container(id) {
+            // a pod that is gone needs to know nothing
+            let _ = handle.commands.send(Command::Answered { id }).await;
+        }
     }
 
     /// Stop a container: its stop signal, then SIGKILL to all its processes after `timeout` (zero: at once).

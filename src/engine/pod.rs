@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Create { config: Box<ContainerConfig>, step: Step, answer: Answer<ContainerId> },
     /// Something with a container.
     Container { id: ContainerId, request: Request },
+    /// Whoever asked for the start of a container has its answer.
+    Answered { id: ContainerId },
     /// Answer when no effect runs, then end the task.
     Quit { answer: oneshot::Sender<()> },
 }
@@ -248,6 +250,11 @@ impl Pod {
             Command::Pod { verb, step, answer } => self.verb(verb, step, answer).await,
             Command::Create { config, step, answer } => self.create_container(config, step, answer),
             Command::Container { id, request } => self.request(&id, request).await,
+            Command::Answered { id } => {
+                if let Some(container) = self.containers.get_mut(&id) {
+                    container.answered = true;
+                }
+            }
             Command::Limit { limits, answer } => self.limit(*limits, answer).await,
             Command::Quit { answer } => self.quit = Some(answer),
         }
@@ -343,6 +350,7 @@ impl Pod {
             Command::Create { answer, .. } => drop(answer.send(Err(error))),
             Command::Container { request, .. } => drop(request.answer.send(Err(error))),
             Command::Quit { answer } => drop(answer.send(())),
+            Command::Answered { .. } => {}
             Command::Limit { answer, .. } => drop(answer.send(Err(error))),
         }
     }

@@ -6,7 +6,8 @@
 //! A container that ends while it is being read is left out of a list, like one that ended a moment earlier.
 
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -54,6 +55,25 @@ impl Engine {
         let ctx = self.ctx.clone();
         let read = blocking(move || Ok(read_all(&ctx, views))).await.unwrap_or_default();
         join_all(read.into_iter().map(|read| with_layer(&self.ctx, read))).await
+    }
+
+    /// What the filesystems of images and of writable layers hold. Where they are the same one, which is usual, they are one and
+    /// have the images' figures, as clients tell by the mount point whether there are two.
+    pub async fn filesystems(&self) -> Result<(image::Usage, image::Usage)> {
+        step::enter("read what is used");
+        let images = self.ctx.images.usage().map_err(Error::from)?;
+        let layers = self.ctx.paths.containers();
+        let device = |path: &Path| std::fs::metadata(path).map(|meta| meta.dev());
+        let context = |path: &Path| format!("look at {}", path.display());
+        let of = |path: &Path| device(path).map_err(|e| Error::because(Kind::Internal, context(path), e));
+        if of(&images.path)? == of(&layers)? {
+            return Ok((images.clone(), images));
+        }
+        let all = self.list_containers(&ContainerFilter::default());
+        let sizes = all.iter().map(|status| self.ctx.sizes.of(&status.id, self.ctx.paths.upper(&status.id)));
+        let sizes = join_all(sizes).await;
+        let (bytes, inodes) = (sizes.iter().map(|s| s.bytes).sum(), sizes.iter().map(|s| s.inodes).sum());
+        Ok((images, image::Usage { path: layers, bytes, inodes, at: std::time::SystemTime::now() }))
     }
 
     /// What a ready pod uses now. [`Kind::NotFound`]; [`Kind::WrongState`]: it is stopped.

@@ -122,10 +122,7 @@ impl Pod {
         }
         let verdict = admission::container(pod, container.stage(), verb, container.answered);
         match admission::in_turn(verdict, verb, container.updating) {
-            Verdict::AlreadySo => {
-                container.answered = true;
-                let _ = request.answer.send(Ok(()));
-            }
+            Verdict::AlreadySo => drop(request.answer.send(Ok(()))),
             Verdict::After => container.put_off(request),
             Verdict::KillFirst => {
                 let timeout = match request.ask {
@@ -216,6 +213,7 @@ impl Pod {
             stdin_once: record.config.stdin_once,
         };
         let cgroup = record.cgroup.clone();
+        container.answered = false;
         container.state = State::Starting { op, ended: None, ending: None };
         self.effects.spawn(effects::start(self.ctx.clone(), link, cgroup, start));
     }
@@ -316,6 +314,8 @@ impl Pod {
             let ended = Ended::not_started(error.chain());
             container.record.progress = Progress::Exited(ended.clone());
             container.state = State::Exited(ended);
+            // its repetition must not succeed
+            container.answered = true;
             self.publish();
             op.finish(Err(error.within(format!("start container {}", id.short()))));
         }

@@ -34,15 +34,21 @@ pub(crate) fn item(from: &Image) -> wire::Image {
     }
 }
 
-/// The filesystem of images. Writable layers are on the same one.
-pub(crate) fn filesystems(from: &Usage) -> wire::ImageFsInfoResponse {
-    let usage = wire::FilesystemUsage {
+/// The filesystems of images and of writable layers.
+pub(crate) fn filesystems(images: &Usage, layers: &Usage) -> wire::ImageFsInfoResponse {
+    wire::ImageFsInfoResponse {
+        image_filesystems: vec![filesystem(images)],
+        container_filesystems: vec![filesystem(layers)],
+    }
+}
+
+fn filesystem(from: &Usage) -> wire::FilesystemUsage {
+    wire::FilesystemUsage {
         timestamp: nanoseconds(from.at),
         fs_id: Some(wire::FilesystemIdentifier { mountpoint: from.path.to_string_lossy().into_owned() }),
         used_bytes: number(from.bytes),
         inodes_used: number(from.inodes),
-    };
-    wire::ImageFsInfoResponse { image_filesystems: vec![usage.clone()], container_filesystems: vec![usage] }
+    }
 }
 
 fn nanoseconds(at: SystemTime) -> i64 {
@@ -143,11 +149,14 @@ mod tests {
             inodes: 6,
             at: UNIX_EPOCH + std::time::Duration::from_secs(1),
         };
-        let got = filesystems(&usage);
+        let layers = Usage { path: "/var/lib/corten/containers".into(), bytes: 7, ..usage.clone() };
+        let got = filesystems(&usage, &layers);
         let fs = &got.image_filesystems[0];
         assert_eq!((fs.timestamp, fs.used_bytes, fs.inodes_used), (1_000_000_000, number(5), number(6)));
         assert_eq!(fs.fs_id.as_ref().unwrap().mountpoint, "/var/lib/corten/images");
-        assert_eq!(got.container_filesystems, got.image_filesystems);
+        let fs = &got.container_filesystems[0];
+        assert_eq!(fs.fs_id.as_ref().unwrap().mountpoint, "/var/lib/corten/containers");
+        assert_eq!((fs.used_bytes, fs.inodes_used), (number(7), number(6)));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 mod node;
 
+use std::process::Command;
+
 use engine::config::{NamespaceMode, PodLimits, Resources};
 use engine::figures::ContainerUsage;
 use engine::status::{ContainerFilter, PodFilter};
 use engine::{Engine, Kind};
-use node::{Node, eventually, private};
+use node::{Node, PATIENCE, eventually, must, private};
 
 /// A container that uses the CPU until it is stopped.
 const BUSY: &str = "while :; do :; done";
@@ -156,4 +158,38 @@ async fn limits_of_a_pod_are_kept_with_it() {
     engine.remove_pod(pod.as_str()).await.unwrap();
     assert_eq!(engine.limit_pod(pod.as_str(), PodLimits::default()).await.unwrap_err().kind, Kind::NotFound);
     engine.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writable_layers_on_a_disk_of_their_own_are_counted_there() {
+    if !private("writable_layers_on_a_disk_of_their_own_are_counted_there") {
+        return;
+    }
+    let node = Node::new().await;
+    let engine = node.open().await;
+    let (images, layers) = engine.filesystems().await.unwrap();
+    assert_eq!(images, layers, "on one disk they are one");
+    engine.drain().await;
+    drop(engine);
+    let containers = node.at("state/containers");
+    must(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&containers));
+    let engine = node.open().await;
+    let pod = engine.run_pod(node.pod("p")).await.unwrap();
+    let script = "mkdir -p /data; dd if=/dev/zero of=/data/file bs=1024 count=300; sleep 1000";
+    let id = engine.create_container(pod.as_str(), node.container("c", script)).await.unwrap();
+    engine.start_container(id.as_str()).await.unwrap();
+    let began = std::time::Instant::now();
+    loop {
+        let (images, layers) = engine.filesystems().await.unwrap();
+        assert_eq!((&images.path, &layers.path), (&node.at("state/images"), &containers));
+        if layers.bytes >= 300 << 10 && layers.inodes >= 2 {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{layers:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    engine.remove_pod(pod.as_str()).await.unwrap();
+    engine.drain().await;
+    must(Command::new("umount").arg(&containers));
+    eventually("nothing is left", || node.leftovers().is_empty()).await;
 }

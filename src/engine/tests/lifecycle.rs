@@ -329,6 +329,16 @@ async fn another_daemon_adopts() {
     // a start whose answer may have been lost may be repeated once
     engine.start_container(ends.as_str()).await.unwrap();
     assert_eq!(engine.start_container(ends.as_str()).await.unwrap_err().kind, Kind::WrongState);
+    // a client that went away before its answer may ask again
+    let script = "exit 3";
+    let lost = engine.create_container(pod.as_str(), node.container("lost", script)).await.unwrap();
+    engine.begin_container(lost.as_str()).await.unwrap();
+    node.ended(&engine, &lost).await;
+    engine.begin_container(lost.as_str()).await.unwrap();
+    engine.start_container(lost.as_str()).await.unwrap();
+    assert_eq!(engine.start_container(lost.as_str()).await.unwrap_err().kind, Kind::WrongState);
+    assert_eq!(node.ended(&engine, &lost).await, (3, "Error".to_owned()));
+    engine.remove_container(lost.as_str()).await.unwrap();
     engine.start_container(new.as_str()).await.unwrap();
     assert_eq!(node.ended(&engine, &new).await.0, 0);
     assert_eq!(engine.run_pod(node.pod("p")).await.unwrap(), pod);
