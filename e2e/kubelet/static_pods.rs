@@ -17,7 +17,7 @@ const OOM: &str = include_str!("../../manifests/static-pods/oom.yaml");
 pub(crate) const STEPS: &[Step<Kubelet>] = &[
     ("a pod with probes, volumes, host port and limits becomes ready", ready),
     ("logs come through the kubelet's API", logs),
-    ("environment, hostPath and memory limit are as asked", contents),
+    ("environment, hostPath and limits are as asked", contents),
     ("the host port leads to the pod", host_port),
     ("a crashing container is restarted with back-off", crash),
     ("a container at its memory limit is OOMKilled", oom),
@@ -53,9 +53,12 @@ fn logs(kubelet: &mut Kubelet) -> Result<()> {
 
 fn contents(kubelet: &mut Kubelet) -> Result<()> {
     let log = log_of(kubelet, "web", "writer")?;
-    for expected in
-        ["greeting is hello from corten, pod is web", "memory limit 67108864", "from the node: hello"]
-    {
+    for expected in [
+        "greeting is hello from corten, pod is web",
+        "memory limit 67108864",
+        "cpu quota 20000",
+        "from the node: hello",
+    ] {
         ensure!(log.contains(expected), "{expected:?} is not in {log:?}");
     }
     Ok(())
