@@ -12,19 +12,14 @@ pub use tonic::transport::Channel;
 /// Connect to the server that listens on a Unix socket.
 ///
 /// # Errors
-/// Nobody listens there: the text says why, with all causes.
+/// Nobody listens there: the text says why.
 pub async fn connect(socket: &Path) -> Result<Channel, String> {
     let endpoint =
-        Endpoint::try_from(format!("unix://{}", socket.display())).map_err(|error| chain(&error))?;
-    endpoint.connect().await.map_err(|error| chain(&error))
+        Endpoint::try_from(format!("unix://{}", socket.display())).map_err(|error| root(&error))?;
+    endpoint.connect().await.map_err(|error| root(&error))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+/// The first cause: those above it repeat it.
+fn root(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root)
 }

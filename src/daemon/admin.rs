@@ -137,7 +137,7 @@ fn run<T>(socket: &Path, calls: impl AsyncFnOnce(Channel) -> anyhow::Result<T>) 
     runtime.block_on(async {
         let channel = cri::client::connect(socket).await.map_err(|error| {
             anyhow!(
-                "{error}; is `corten serve` running? (socket {}; another one: --socket)",
+                "connect to {}: {error}; is `corten serve` running? (another socket: --socket)",
                 socket.display()
             )
         })?;

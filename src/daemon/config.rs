@@ -395,7 +395,7 @@ mod tests {
             ),
             (
                 "[image]\npinned = [\"a\", 1]",
-                "c.toml:2: image.pinned must be a list of strings, as in [\"a\", \"b\"], found [\"a\", 1]",
+                "c.toml:2: image.pinned must be a list of strings that are not empty, as in [\"a\", \"b\"], found [\"a\", 1]",
             ),
             (
                 "[image]\nplain_http = [\"r:5000\", \"http://r\"]",

@@ -233,6 +233,10 @@ fn default_of(key: &Key, earlier: &[(&'static Key, Setting)]) -> Setting {
 }
 
 fn unknown(path: &str) -> String {
+    let of_section: Vec<String> = KEYS.iter().filter(|k| k.section == path).map(Key::path).collect();
+    if !of_section.is_empty() {
+        return format!("{path} is a section; its keys are {}", of_section.join(", "));
+    }
     let sections = KEYS.iter().map(|k| k.section.to_owned()).filter(|s| !s.is_empty());
     let near = |candidate: &String| {
         let last = |p: &str| p.rsplit('.').next().map(str::to_owned);

@@ -90,7 +90,7 @@ impl Kind {
             }
             Kind::Cgroup => "an absolute cgroup path as in \"/corten\", not \"/\" itself; names have 255 bytes \
                 at most and do not begin with \"cgroup.\"".into(),
-            Kind::Texts => "a list of strings, as in [\"a\", \"b\"]".into(),
+            Kind::Texts => "a list of strings that are not empty, as in [\"a\", \"b\"]".into(),
             Kind::Paths => "a list of absolute paths, as in [\"/a\", \"/b\"]".into(),
             Kind::Interface => {
                 "a network interface's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\", not \"all\" or \"default\""
