@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use crate::cidr::{self, Cidr};
 use crate::failure::{Failure, Outcome, code};
+use crate::route::Way;
 
 /// What stands on standard input.
 #[derive(Debug, Default, Deserialize)]
@@ -328,6 +329,13 @@ impl Config {
     /// The pool that an address belongs to.
     pub(crate) fn pool_of(&self, ip: IpAddr) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.subnet.contains(ip))
+    }
+
+    /// Where a route leads: without a gateway of its own by the bridge.
+    pub(crate) fn way(&self, route: &Route) -> Option<Way> {
+        let of_family = |pool: &&Pool| pool.subnet.address.is_ipv4() == route.dst.address.is_ipv4();
+        let gateway = route.gw.or_else(|| self.pools.iter().find(of_family).map(|pool| pool.gateway))?;
+        Some(Way { dst: route.dst.network(), gateway })
     }
 }
 

@@ -33,6 +33,7 @@ mod nftables;
 mod ports;
 mod program;
 mod result;
+mod route;
 mod verbs;
 
 use std::io::{Read, Write};

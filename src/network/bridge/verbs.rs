@@ -119,9 +119,9 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
         if ips.iter().any(|(ip, _)| ip.is_ipv6()) {
             enable_ipv6(ifname);
         }
-        Routes::open()?.configure(ifname, &ips, &config.routes)
+        Routes::open()?.configure(config, ifname, &ips)
     };
-    let pod = sys::netns::run_in(Path::new(&call.netns), inside)
+    let (pod, routes) = sys::netns::run_in(Path::new(&call.netns), inside)
         .map_err(|e| Failure::new(code::IO, "enter the pod's network namespace", e))??;
     if let Some(rules) = rules.filter(|_| !config.ports.is_empty()) {
         let bare: Vec<IpAddr> = ips.iter().map(|(ip, _)| *ip).collect();
@@ -134,6 +134,7 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
         pod: &pod,
         sandbox: &call.netns,
         ips: &ips,
+        routes: &routes,
     };
     Ok(result::render(config, &made))
 }

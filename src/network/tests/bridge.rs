@@ -202,6 +202,98 @@ fn check_notices_what_is_missing() {
 }
 
 #[test]
+fn check_notices_routes_that_are_gone_or_go_elsewhere() {
+    if !private_nft("check_notices_routes_that_are_gone_or_go_elsewhere") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "172.30.0.7/16"}, {"dst": "172.31.0.0/16", "gw": "10.9.0.6"},
+                        {"dst": "::/0"}, {"dst": "fd77::/48", "gw": "fd00:9::ffff"}]);
+    let plugin = small(&dir).with("routes", routes);
+    let ns = netns("a");
+    let damages = [
+        ("-4 route del 172.30.0.0/16", "no route to 172.30.0.0/16 by 10.9.0.1 on link eth0"),
+        ("-4 route del 172.31.0.0/16", "no route to 172.31.0.0/16 by 10.9.0.6"),
+        ("-4 route replace 172.31.0.0/16 via 10.9.0.1", "no route to 172.31.0.0/16 by 10.9.0.6"),
+        ("-4 route replace default via 10.9.0.5", "no route to 0.0.0.0/0 by 10.9.0.1"),
+        ("-4 route replace default dev eth0", "no route to 0.0.0.0/0 by 10.9.0.1"),
+        ("-4 route replace unreachable default", "no route to 0.0.0.0/0 by 10.9.0.1"),
+        ("-6 route del default", "no route to ::/0 by fd00:9::1"),
+        ("-6 route replace default via fd00:9::fff5", "no route to ::/0 by fd00:9::1"),
+        ("-6 route del fd77::/48", "no route to fd77::/48 by fd00:9::ffff"),
+    ];
+    for (damage, expected) in damages {
+        let checking = plugin.with("prevResult", plugin.call("ADD", "c1", &ns).unwrap());
+        checking.call("CHECK", "c1", &ns).unwrap();
+        scene::inside(&ns, || ip(damage));
+        let error = checking.call("CHECK", "c1", &ns).unwrap_err();
+        assert_eq!(error["code"], 103);
+        assert!(error["msg"].as_str().unwrap().contains(expected), "{damage}: {error}");
+        plugin.call("DEL", "c1", &ns).unwrap();
+    }
+    // a later plugin of the chain may take routes away and lead them elsewhere, and says so in its result
+    let mut result = plugin.call("ADD", "c1", &ns).unwrap();
+    scene::inside(&ns, || ip("-4 route replace default via 10.9.0.5"));
+    scene::inside(&ns, || ip("-4 route del 172.30.0.0/16"));
+    result["routes"].as_array_mut().unwrap().retain(|route| route["dst"] != "172.30.0.7/16");
+    result["routes"][0]["gw"] = json!("10.9.0.5");
+    plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", &ns).unwrap();
+    // where there was a route already, none was made: the result does not claim it
+    let routes =
+        json!([{"dst": "0.0.0.0/0"}, {"dst": "10.9.0.0/29"}, {"dst": "0.0.0.0/0", "gw": "10.9.0.5"}]);
+    let plugin = plugin.with("routes", routes);
+    let result = plugin.call("ADD", "c1", &ns).unwrap();
+    assert_eq!(result["routes"], json!([{"dst": "0.0.0.0/0"}]));
+    plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", &ns).unwrap();
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn check_refuses_a_result_that_cannot_be_that_of_add() {
+    if !private_nft("check_refuses_a_result_that_cannot_be_that_of_add") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let plugin = small(&dir);
+    let ns = netns("a");
+    let result = plugin.call("ADD", "c1", &ns).unwrap();
+    let other = json!([{"name": "eth0", "sandbox": "/run/netns/b"}]);
+    let cases = [
+        ("/ips", json!([]), "no address of eth0 in 10.9.0.0/29 or fd00:9::/64"),
+        ("/ips", Value::Null, "no address of eth0 in"),
+        ("/ips", json!({}), "{} as \"ips\", which is not a list"),
+        ("/ips/0/interface", json!(7), "an address of interface 7, of 3"),
+        ("/ips/1/interface", json!(3), "an address of interface 3, of 3"),
+        ("/ips/0/interface", json!("eth0"), "an address of interface \"eth0\", of 3"),
+        ("/ips/0/address", json!("10.9.0.2"), "\"10.9.0.2\" is not an address"),
+        ("/interfaces", json!([]), "no interface eth0 in sandbox /run/netns/a"),
+        ("/interfaces", other, "no interface eth0 in sandbox /run/netns/a"),
+        ("/routes/0/dst", json!("default"), "\"default\" is not an address"),
+        ("/routes/0/gw", json!("somewhere"), "a route by \"somewhere\", which is no gateway"),
+    ];
+    for (place, value, expected) in cases {
+        let mut changed = result.clone();
+        let at = changed.pointer_mut(place);
+        match at {
+            Some(at) => *at = value,
+            // a key that was not there
+            None => changed["routes"][0]["gw"] = value,
+        }
+        let error = plugin.with("prevResult", changed).call("CHECK", "c1", &ns).unwrap_err();
+        assert_eq!(error["code"], 7, "{place}: {error}");
+        assert!(error["msg"].as_str().unwrap().contains(expected), "{place}: {error}");
+    }
+    assert!(plugin.call("CHECK", "c1", &ns).unwrap_err()["msg"] == "CHECK needs \"prevResult\"");
+    plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", &ns).unwrap();
+    clean_up(&plugin, &dir);
+}
+
+#[test]
 fn flushed_rules_come_back_with_the_next_pod() {
     if !private_nft("flushed_rules_come_back_with_the_next_pod") {
         return;
