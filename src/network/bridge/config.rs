@@ -181,8 +181,8 @@ impl Port {
         self.of_family(ip) && self.only_on().is_none_or(|on| on == ip)
     }
 
-    /// Whether both want the same. One that names an address goes before one that is on all.
-    pub(crate) fn collides(&self, other: &Port) -> bool {
+    /// Whether one pod has both for the same: a port on one address goes before the same port on all.
+    pub(crate) fn doubles(&self, other: &Port) -> bool {
         let places = match (self.host_ip, other.host_ip) {
             (Some(a), Some(b)) => a == b,
             _ => self.only_on() == other.only_on(),

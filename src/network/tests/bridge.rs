@@ -486,15 +486,102 @@ fn a_port_is_one_pods_also_in_a_network_of_another_name() {
         .with("bridge", json!("corten8"))
         .with("subnets", json!([{"subnet": "10.8.0.0/29"}]));
     let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let one = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "hostIP": "127.0.0.1"}]});
     old.with("runtimeConfig", ports.clone()).call("ADD", "c1", &a).unwrap();
     let new = small(&dir).with("runtimeConfig", ports);
     let error = new.call("ADD", "c2", &b).unwrap_err();
     assert_eq!(error["msg"], "host port 8080/tcp is taken by container c1");
+    let error = new.with("runtimeConfig", one).call("ADD", "c2", &b).unwrap_err();
+    let expected = "host port 8080/tcp on 127.0.0.1 is taken by container c1, as host port 8080/tcp";
+    assert_eq!(error["msg"], expected);
     old.call("DEL", "c1", &a).unwrap();
     new.call("ADD", "c2", &b).unwrap();
     new.call("DEL", "c2", &b).unwrap();
     old.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
     clean_up(&small(&dir), &dir);
+}
+
+/// Pods of two networks, on all addresses and on one, at once: one of them gets the port.
+fn a_port_is_one_pods_also_of_many_at_once(firewall: &str) {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let network = |n: usize| {
+        let subnets = json!([{"subnet": format!("10.{n}.0.0/24")}]);
+        let named =
+            small(&dir).with("name", json!(format!("net{n}"))).with("bridge", json!(format!("corten{n}")));
+        named.with("subnets", subnets).with("firewall", json!(firewall))
+    };
+    let networks = [network(7), network(8)];
+    let spaces: Vec<_> = (0..8).map(|n| netns(&format!("n{n}"))).collect();
+    for round in 0..4 {
+        let start = |(n, ns): (usize, &std::path::PathBuf)| {
+            let host_ip = ["0.0.0.0", "127.0.0.1", "", "127.0.0.1"][n / 2];
+            let port = json!({"hostPort": 8080, "containerPort": 80, "hostIP": host_ip});
+            let config = networks[n % 2].with("runtimeConfig", json!({"portMappings": [port]}));
+            config.start("ADD", &format!("c{n}"), ns)
+        };
+        let started: Vec<_> = spaces.iter().enumerate().map(start).collect();
+        let answers = started.into_iter().map(|child| child.wait_with_output().unwrap());
+        let (got, refused): (Vec<_>, Vec<_>) = answers.partition(|answer| answer.status.success());
+        assert_eq!(got.len(), 1, "{firewall}: round {round}: {got:?}");
+        for answer in refused {
+            let text = String::from_utf8(answer.stdout).unwrap();
+            assert!(text.contains("is taken by container c"), "{firewall}: {text}");
+        }
+        for (n, ns) in spaces.iter().enumerate() {
+            networks[n % 2].call("DEL", &format!("c{n}"), ns).unwrap();
+        }
+    }
+    for network in networks {
+        network.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
+    }
+    assert!(!dir.exists());
+}
+
+/// An ADD that looks at the others' ports while another network is about to write one of its own.
+#[test]
+fn ports_of_all_networks_of_a_directory_are_looked_at_by_one_at_a_time() {
+    if !private_nft("ports_of_all_networks_of_a_directory_are_looked_at_by_one_at_a_time") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let (a, b) = (netns("a"), netns("b"));
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let plugin = small(&dir).with("runtimeConfig", ports);
+    small(&dir).call("ADD", "c1", &a).unwrap();
+    let other = std::fs::File::open(&dir).unwrap();
+    let other = nix::fcntl::Flock::lock(other, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let mut add = plugin.start("ADD", "c2", &b);
+    let waits = |pid: u32| {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|l| l.contains("-> FLOCK") && l.split(' ').any(|word| word == pid.to_string()))
+    };
+    scene::eventually("ADD waits, or ends too soon", || waits(add.id()) || add.try_wait().unwrap().is_some());
+    let theirs = json!({"ips": ["10.8.0.2"], "ports": [
+        {"protocol": "tcp", "host_ip": "192.0.2.1", "host_port": 8080, "container_port": 80}]});
+    std::fs::create_dir_all(dir.join("other/ports")).unwrap();
+    std::fs::write(dir.join("other/ports/c9=eth0"), theirs.to_string()).unwrap();
+    drop(other);
+    let answer: Value = serde_json::from_slice(&add.wait_with_output().unwrap().stdout).unwrap();
+    let expected = "host port 8080/tcp is taken by container c9, as host port 8080/tcp on 192.0.2.1";
+    assert_eq!(answer["msg"], expected);
+    std::fs::remove_dir_all(dir.join("other")).unwrap();
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn a_port_is_one_pods_also_of_many_at_once_in_nftables() {
+    if private_nft("a_port_is_one_pods_also_of_many_at_once_in_nftables") {
+        a_port_is_one_pods_also_of_many_at_once("nftables");
+    }
+}
+
+#[test]
+fn a_port_is_one_pods_also_of_many_at_once_in_iptables() {
+    if scene::private("a_port_is_one_pods_also_of_many_at_once_in_iptables") {
+        a_port_is_one_pods_also_of_many_at_once("iptables-legacy");
+    }
 }
 
 #[test]
