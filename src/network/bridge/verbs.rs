@@ -196,7 +196,8 @@ fn remove_link(name: &str) -> Outcome<()> {
     if ipam::link_exists(name) { Routes::open()?.remove(name) } else { Ok(()) }
 }
 
-/// GC: every attachment that the caller does not know goes. When it knows none, and none is left, so does the network.
+/// GC: every attachment that the caller does not know goes. When none is left, so does the network. The caller may know
+/// pods of other networks too: those have no link by this one's name for it.
 pub(crate) fn gc(input: &[u8]) -> Outcome<()> {
     let config = Config::parse(input)?;
     let Some(valid) = &config.valid else {
@@ -219,7 +220,8 @@ pub(crate) fn gc(input: &[u8]) -> Outcome<()> {
     }
     let mut addresses = Addresses::lock(&config)?;
     addresses.forget_gone_links()?;
-    let unused = valid.is_empty() && addresses.is_empty();
+    let linked = |owner: &Attachment| ipam::link_exists(&host_name(&config.name, owner));
+    let unused = addresses.is_empty() && !valid.iter().any(linked);
     drop(addresses);
     if let Some(failure) = failures.into_iter().next() {
         return Err(failure);

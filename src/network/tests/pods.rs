@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use network::{Attached, Attachment, PortMapping, Protocol};
+use network::{Attached, Attachment, Network, PortMapping, Protocol, Settings};
 use scene::{Node, inside, ip, pod, private, runtime};
 
 /// How long something may take that will happen; what will not is refused at once.
@@ -492,5 +492,78 @@ fn a_bridge_is_one_networks_and_free_when_its_last_pod_is_gone() {
         node.network.detach(&pod(2).pod).await.unwrap();
         node.network.collect_garbage(&[]).await;
         assert_clean(&node);
+    });
+}
+
+/// What two daemons on the same network have on this node: each sweeps, again and again, and knows only its own pods.
+fn daemons_share_a_network(firewall: &str) {
+    let node = Node::with_firewall(firewall);
+    let first = || node.restarted();
+    let second = || Network::new(Settings { state_dir: node.path("second"), ..node.settings.clone() });
+    runtime().block_on(async {
+        let mut server = pod(1);
+        server.ports = vec![port(Protocol::Tcp, 8080, 80)];
+        let a = first().attach(&server).await.unwrap();
+        // one that starts, and has nothing there yet
+        second().collect_garbage(&[]).await;
+        first().check(&server.pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+        let b = second().attach(&pod(2)).await.unwrap();
+        assert_ne!(a.ips, b.ips);
+        for _ in 0..2 {
+            first().collect_garbage(&[server.pod.clone()]).await;
+            second().check(&pod(2).pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+            second().collect_garbage(&[pod(2).pod]).await;
+            first().check(&server.pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+        }
+        let thread = serve(&a.netns, SocketAddr::new(a.ips[0], 80), "you are");
+        inside(Path::new("/proc/self/ns/net"), || read("127.0.0.1:8080".parse().unwrap())).unwrap();
+        thread.join().unwrap();
+        // the last pod of one is not the last of the network
+        first().detach(&server.pod).await.unwrap();
+        scene::eventually("the pod's link is gone", || ip("link").matches("master corten0").count() == 1);
+        first().collect_garbage(&[]).await;
+        second().check(&pod(2).pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+        second().detach(&pod(2).pod).await.unwrap();
+        second().collect_garbage(&[]).await;
+        std::fs::remove_dir(node.path("second")).unwrap();
+        assert_clean(&node);
+    });
+}
+
+#[test]
+fn daemons_share_a_network_in_nftables() {
+    if scene::private_nft("daemons_share_a_network_in_nftables") {
+        daemons_share_a_network("nftables");
+    }
+}
+
+#[test]
+fn daemons_share_a_network_in_iptables() {
+    if private("daemons_share_a_network_in_iptables") {
+        daemons_share_a_network("iptables-legacy");
+    }
+}
+
+#[test]
+fn a_network_goes_with_its_last_pod_whatever_pods_another_daemon_has() {
+    if !private("a_network_goes_with_its_last_pod_whatever_pods_another_daemon_has") {
+        return;
+    }
+    let (node, other) = (Node::bridged(), Node::bridged());
+    for (from, to) in
+        [("\"pods\"", "\"others\""), ("corten0", "corten1"), ("10.88", "10.89"), ("fd00:88", "fd00:89")]
+    {
+        other.reconfigure(from, to);
+    }
+    runtime().block_on(async {
+        other.network.attach(&pod(2)).await.unwrap();
+        node.network.attach(&pod(1)).await.unwrap();
+        node.network.detach(&pod(1).pod).await.unwrap();
+        node.network.collect_garbage(&[]).await;
+        assert!(!node.data_dir().exists() && !ip("link").contains("corten0"));
+        other.network.check(&pod(2).pod).await.unwrap();
+        other.network.detach(&pod(2).pod).await.unwrap();
+        other.network.collect_garbage(&[]).await;
+        assert_clean(&other);
     });
 }
