@@ -358,8 +358,15 @@ pub(crate) fn check_interface(name: &str) -> Result<(), String> {
 
 fn pool(raw: &Subnet) -> Outcome<Pool> {
     let subnet = raw.subnet.network();
-    let low = cidr::number(subnet.address);
     let v4 = subnet.address.is_ipv4();
+    let longest = if v4 { 30 } else { 126 };
+    if subnet.length > longest {
+        let message = format!(
+            "subnet {subnet} has no room for a gateway and a pod: the prefix is /{longest} at the longest"
+        );
+        return Err(invalid(message));
+    }
+    let low = cidr::number(subnet.address);
     let high = cidr::number(subnet.last()) - u128::from(v4);
     let gateway = raw.gateway.unwrap_or_else(|| cidr::address(low + 1, subnet.address));
     let pool = Pool {
@@ -368,9 +375,6 @@ fn pool(raw: &Subnet) -> Outcome<Pool> {
         first: raw.range_start.unwrap_or_else(|| cidr::address(low + 1, subnet.address)),
         last: raw.range_end.unwrap_or_else(|| cidr::address(high, subnet.address)),
     };
-    if high < low + 2 {
-        return Err(invalid(format!("subnet {subnet} has no room for a gateway and a pod")));
-    }
     for (what, ip) in [("gateway", gateway), ("rangeStart", pool.first), ("rangeEnd", pool.last)] {
         let usable = low < cidr::number(ip) && cidr::number(ip) <= high;
         if !subnet.contains(ip) || !usable {

@@ -75,7 +75,15 @@ fn wrong_configurations_are_refused_by_name() {
         ("subnets", json!([]), "subnets"),
         ("subnets", json!([{"subnet": "10.0.0.0/33"}]), "10.0.0.0/33"),
         ("subnets", json!([{"subnet": "10.0.0.0/8"}, {"subnet": "11.0.0.0/8"}]), "more than one"),
-        ("subnets", json!([{"subnet": "10.0.0.0/31"}]), "no room"),
+        ("subnets", json!([{"subnet": "10.0.0.0/31"}]), "10.0.0.0/31 has no room for a gateway and a pod"),
+        ("subnets", json!([{"subnet": "0.0.0.0/32"}]), "0.0.0.0/32 has no room"),
+        ("subnets", json!([{"subnet": "255.255.255.255/32"}]), "/30 at the longest"),
+        ("subnets", json!([{"subnet": "fd00::/127"}]), "fd00::/127 has no room"),
+        (
+            "subnets",
+            json!([{"subnet": "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"}]),
+            "/126 at the longest",
+        ),
         ("subnets", json!([{"subnet": "10.0.0.0/24", "gateway": "10.1.0.1"}]), "10.1.0.1"),
         (
             "subnets",
