@@ -415,6 +415,17 @@ mod tests {
                 "[network]\nbuiltin = true",
                 "c.toml:2: network.builtin must be one of \"off\", \"auto\", found true",
             ),
+            (
+                "[network]\nbridge = \"lo\"",
+                "c.toml:2: network.bridge must be a bridge's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\", \
+                 not \"lo\", \"all\" or \"default\", found \"lo\"",
+            ),
+            (
+                "[network]\nsubnets = [\"10.1.0.0/31\"]",
+                "c.toml:2: network.subnets must be a list of one or two unicast subnets of different families, with room \
+                 for a gateway and a pod (up to /30 and /126), as in [\"10.1.0.0/16\", \"fd00:1::/64\"], \
+                 found [\"10.1.0.0/31\"]",
+            ),
         ];
         for (text, expected) in cases {
             assert_eq!(problems(text), expected);

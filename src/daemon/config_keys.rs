@@ -267,7 +267,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key {
         section: "network",
         name: "bridge",
-        kind: Kind::Interface,
+        kind: Kind::Bridge,
         default: r#""corten0""#,
         doc: "Bridge in the file that builtin = \"auto\" or `corten network init` writes.",
     },

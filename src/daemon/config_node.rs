@@ -35,7 +35,7 @@ pub(crate) fn problems(loaded: &Loaded, refused: &BTreeSet<String>) -> Vec<Strin
     found.extend(runtime(&config.runtime).err().map(|p| ("runtime", p)));
     found.extend(tls(&config.streaming));
     found.extend(listening(&config));
-    found.extend(bridge(&config).err().map(|p| ("network.bridge", p)));
+    found.extend(bridge(&config, Path::new("/sys/class/net")).err().map(|p| ("network.bridge", p)));
     let told = |(key, problem): Problem| {
         let place = place(loaded, refused, key)?;
         Some(format!("{place}: {key}: {problem}"))
@@ -201,8 +201,8 @@ fn listening(config: &Config) -> Option<Problem> {
 }
 
 /// Nothing else has the name of the bridge that would be made.
-fn bridge(config: &Config) -> Result<(), String> {
-    let link = Path::new("/sys/class/net").join(&config.network.bridge);
+fn bridge(config: &Config, links: &Path) -> Result<(), String> {
+    let link = links.join(&config.network.bridge);
     if config.network.builtin && link.exists() && !link.join("bridge").exists() {
         return Err(format!("{} is a network interface of this node, and no bridge", config.network.bridge));
     }
@@ -284,13 +284,35 @@ mod tests {
             "c.toml:5: server.socket_group: no group \"no-such-group\" in /etc/group",
             "c.toml:6: server.socket: file: a file is in its place",
             "c.toml:3: runtime: file is not executable",
-            "c.toml:15: network.bridge: lo is a network interface of this node, and no bridge",
+            "c.toml:15: network.bridge must be a bridge's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\", not \"lo\", \
+             \"all\" or \"default\", found \"lo\"",
         ];
         let told = told(dir.path(), &text);
         let (mut told, mut expected): (Vec<&str>, Vec<&str>) = (told.lines().collect(), expected.to_vec());
         told.sort_unstable();
         expected.sort_unstable();
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn an_interface_of_the_node_is_no_bridge() {
+        let links = tempfile::tempdir().expect("a directory");
+        for link in ["eth9", "br9/bridge"] {
+            fs::create_dir_all(links.path().join(link)).expect("mkdir");
+        }
+        let look = |builtin: &str, name: &str| {
+            let file = links.path().join("c.toml");
+            fs::write(&file, format!("[network]\nbuiltin = {builtin:?}\nbridge = {name:?}\n"))
+                .expect("write");
+            let loaded =
+                crate::config::load(&Sources { file: Some(file), ..Sources::default() }).expect("fine");
+            bridge(&loaded.config(), links.path())
+        };
+        let refused = Err("eth9 is a network interface of this node, and no bridge".to_owned());
+        assert_eq!(look("auto", "eth9"), refused);
+        for (builtin, name) in [("off", "eth9"), ("auto", "br9"), ("auto", "br8")] {
+            assert_eq!(look(builtin, name), Ok(()), "{builtin} {name}");
+        }
     }
 
     #[test]

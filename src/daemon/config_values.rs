@@ -33,8 +33,8 @@ pub(crate) enum Kind {
     Texts,
     /// A list of absolute paths.
     Paths,
-    /// The name of a network interface.
-    Interface,
+    /// The name of a network interface that can be a bridge.
+    Bridge,
     /// One subnet of each address family at most.
     Subnets,
     /// A list of registries, each host or host:port.
@@ -48,7 +48,7 @@ pub(crate) enum Kind {
 pub(crate) enum Value {
     /// Of Path, OptionalPath.
     Path(PathBuf),
-    /// Of Text, Choice, Filter, Cgroup, Interface, Address.
+    /// Of Text, Choice, Filter, Cgroup, Bridge, Address.
     Text(String),
     /// Of Mode.
     Mode(u32),
@@ -92,12 +92,12 @@ impl Kind {
                 at most and do not begin with \"cgroup.\"".into(),
             Kind::Texts => "a list of strings that are not empty, as in [\"a\", \"b\"]".into(),
             Kind::Paths => "a list of absolute paths, as in [\"/a\", \"/b\"]".into(),
-            Kind::Interface => {
-                "a network interface's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\", not \"all\" or \"default\""
-                    .into()
+            Kind::Bridge => {
+                "a bridge's name of 1 to 15 letters, digits, \"-\", \"_\" or \".\", not \"lo\", \"all\" or \"default\"".into()
             }
             Kind::Subnets => {
-                "a list of one or two unicast subnets of different families, as in [\"10.1.0.0/16\", \"fd00:1::/64\"]"
+                "a list of one or two unicast subnets of different families, with room for a gateway and a pod (up to /30 and /126), \
+                 as in [\"10.1.0.0/16\", \"fd00:1::/64\"]"
                     .into()
             }
             Kind::Hosts => {
@@ -149,11 +149,11 @@ impl Kind {
             }
             Kind::Texts => texts(found)?.map(|t| Some(t.to_owned())).collect::<Option<_>>().map(Value::Texts),
             Kind::Paths => texts(found)?.map(absolute).collect::<Option<_>>().map(Value::Paths),
-            Kind::Interface => {
+            Kind::Bridge => {
                 let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
                 let name = found.as_str().filter(|n| (1..=15).contains(&n.len()) && n.chars().all(plain))?;
                 // the last two stand for many interfaces in /proc/sys/net
-                (![".", "..", "all", "default"].contains(&name)).then(|| Value::Text(name.to_owned()))
+                (![".", "..", "lo", "all", "default"].contains(&name)).then(|| Value::Text(name.to_owned()))
             }
             Kind::Subnets => {
                 let subnets: Vec<&str> = texts(found)?.collect();

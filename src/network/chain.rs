@@ -176,7 +176,7 @@ impl Programs {
         Ok(())
     }
 
-    /// GC of every plugin, whatever the others answer. The error has a code when all that failed refused their input.
+    /// GC of every plugin but for these containers, whatever the others answer. The error has a code when all that failed refused their input.
     pub(crate) async fn gc(&self, list: &Conflist, containers: &[String]) -> Result<()> {
         if list.version < Version::V1_1 || list.disable_gc {
             return Ok(());

@@ -2,6 +2,10 @@
 //!
 //! Pods: DEL for their records, and their namespaces. Networks: the plugins' GC, and a last one for those that are configured no
 //! more, once the last pod on them is gone. While it runs nothing is attached, because the plugins were told what is valid.
+//!
+//! A network may be others' as well, where they read the same configuration, and a GC takes whatever it is not told of for
+//! garbage. So one goes only to networks that we attached a pod to, and it is told of the pods of other daemons too: those with
+//! a namespace in our directory. Of other runtimes nobody here knows; for them the configuration has `disableGC`.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,7 +15,7 @@ use oci::id::PodId;
 use crate::chain::refused_input;
 use crate::conflist::Conflist;
 use crate::error::Kind;
-use crate::network::{Inner, Network, blocking};
+use crate::network::{Inner, Network, PREFIX, blocking};
 use crate::record::Record;
 
 /// How long a sweep waits for attachments under way before it leaves the plugins' garbage for the next time.
@@ -84,7 +88,7 @@ impl Network {
         }
     }
 
-    /// GC of the default network, of all that pods are attached to, and a last one of those that pods were attached to.
+    /// GC of all networks that pods are attached to, and a last one of those that pods were attached to.
     async fn plugins_collect(&self) {
         let inner = &self.0;
         let records: Vec<Record> =
@@ -95,10 +99,12 @@ impl Network {
             return;
         }
         let default = inner.directory.look().default.map(|network| Conflist::clone(&network));
-        let mut networks: Vec<Conflist> = default.iter().cloned().collect();
-        networks.extend(records.iter().rev().map(|r| r.network.clone()));
         let used = inner.used.all();
+        let mut networks: Vec<Conflist> = records.iter().rev().map(|r| r.network.clone()).collect();
         networks.extend(used.iter().cloned());
+        if let Some(default) = default.iter().find(|d| networks.iter().any(|n| n.name == d.name)) {
+            networks.insert(0, default.clone());
+        }
         let (mut names, mut done) = (HashSet::new(), Vec::new());
         for network in &networks {
             let mine = records.iter().filter(|record| record.network.name == network.name);
@@ -111,7 +117,9 @@ impl Network {
             done.push(network);
             let of_the_past = containers.is_empty() && default.as_ref() != Some(network);
             let collected = match inner.programs.present(network) {
-                Ok(()) => inner.programs.gc(network, &containers).await,
+                Ok(()) => {
+                    inner.programs.gc(network, &[&containers[..], &inner.pods_of_others()].concat()).await
+                }
                 missing => missing,
             };
             match collected {
@@ -163,6 +171,20 @@ impl Inner {
             pods.iter().filter_map(|pod| self.records.load(pod).ok().flatten()).collect();
         let gone = |network: &Conflist| records.iter().all(|record| record.network.name != network.name);
         records.len() == pods.len() && past.iter().any(gone)
+    }
+
+    /// The pods of other daemons that pin their namespaces in the same directory, whatever network they are on. A pod has its
+    /// namespace before it is attached, and until it is detached.
+    fn pods_of_others(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.netns_dir).into_iter().flatten().flatten();
+        let pod = |entry: std::fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            let (_, id) = name.strip_prefix(PREFIX)?.strip_prefix('-')?.split_once('-')?;
+            let pod: PodId = id.parse().ok()?;
+            let theirs = !name.starts_with(&self.prefix) && sys::netns::is_pinned(&entry.path());
+            theirs.then(|| pod.to_string())
+        };
+        entries.filter_map(pod).collect()
     }
 
     /// Only those that this daemon made: others may pin theirs in the same directory.

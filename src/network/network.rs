@@ -16,7 +16,7 @@ use crate::plugin;
 use crate::record::{Record, Records, Used};
 
 /// Namespaces of ours start with this.
-const PREFIX: &str = "corten";
+pub(crate) const PREFIX: &str = "corten";
 
 /// Where things are.
 #[derive(Clone, Debug)]

@@ -3,11 +3,15 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use crate::config::{Config, Masquerade};
+use serde_json::Value;
+
+use crate::cidr::Cidr;
+use crate::config::{Config, Masquerade, Route};
 use crate::failure::{Failure, Outcome, code};
 use crate::firewall::Rules;
 use crate::ipam::Addresses;
 use crate::link::Routes;
+use crate::route::Way;
 use crate::verbs::Call;
 
 fn differs(message: String) -> Failure {
@@ -34,45 +38,94 @@ pub(crate) fn check(input: &[u8]) -> Outcome<()> {
         return Err(differs(format!("bridge {} has lost its address {}", config.bridge, pool.gateway)));
     }
     let held = Addresses::lock(&config)?.of(&call.owner);
-    if let Some(ip) = expected.iter().find(|ip| !held.contains(ip)) {
+    if let Some(ip) = expected.ips.iter().find(|ip| !held.contains(ip)) {
         return Err(differs(format!("address {ip} is not held by container {}", call.owner.container)));
     }
-    sys::netns::run_in(Path::new(&call.netns), || check_inside(&config, &call.owner.ifname, &expected))
+    sys::netns::run_in(Path::new(&call.netns), || check_inside(&call.owner.ifname, &expected))
         .map_err(|e| Failure::new(code::IO, "enter the pod's network namespace", e))??;
     check_rules(&config, &call)
 }
 
-/// The pod's addresses as ADD reported them.
-fn expected(config: &Config, call: &Call) -> Outcome<Vec<IpAddr>> {
-    let previous = config.previous.as_ref();
-    let no_result = || Failure::plain(code::CONFIG, "CHECK needs \"prevResult\"");
-    let ips = previous.and_then(|p| p["ips"].as_array()).ok_or_else(no_result)?;
-    let interfaces = previous.and_then(|p| p["interfaces"].as_array()).ok_or_else(no_result)?;
-    let ours = |at: &serde_json::Value| {
-        let interface = at.as_u64().and_then(|at| interfaces.get(usize::try_from(at).ok()?));
-        interface
-            .is_none_or(|i| i["name"] == call.owner.ifname.as_str() && i["sandbox"] == call.netns.as_str())
-    };
-    let address =
-        |entry: &serde_json::Value| entry["address"].as_str()?.split('/').next()?.parse::<IpAddr>().ok();
-    let mine = ips.iter().filter(|entry| ours(&entry["interface"]));
-    // another plugin of the chain may have added addresses
-    Ok(mine.filter_map(address).filter(|ip| config.pool_of(*ip).is_some()).collect())
+/// What of the result of ADD is this plugin's.
+struct Expected {
+    /// At least one.
+    ips: Vec<IpAddr>,
+    /// Those of the configuration that the result still lists as they were made: a later plugin of the chain may have
+    /// taken some away, or have led them elsewhere.
+    ways: Vec<Way>,
 }
 
-fn check_inside(config: &Config, ifname: &str, expected: &[IpAddr]) -> Outcome<()> {
+fn expected(config: &Config, call: &Call) -> Outcome<Expected> {
+    let no_result = || Failure::plain(code::CONFIG, "CHECK needs \"prevResult\"");
+    let previous = config.previous.as_ref().filter(|p| p.is_object()).ok_or_else(no_result)?;
+    let ifname = &call.owner.ifname;
+    let ours = |i: &Value| i["name"] == ifname.as_str() && i["sandbox"] == call.netns.as_str();
+    let interfaces = list(previous, "interfaces")?;
+    if !interfaces.iter().any(ours) {
+        return Err(bad(format!("no interface {ifname} in sandbox {}", call.netns)));
+    }
+    let mut ips = Vec::new();
+    for entry in list(previous, "ips")? {
+        let interface = match (&entry["interface"], entry["interface"].as_u64()) {
+            (Value::Null, _) => None,
+            (_, Some(at)) if at < interfaces.len() as u64 => Some(&interfaces[at as usize]),
+            (at, _) => return Err(bad(format!("an address of interface {at}, of {}", interfaces.len()))),
+        };
+        let text = entry["address"].as_str().unwrap_or_default();
+        let cidr: Cidr = text.parse().map_err(|e| bad(format!("an address that is none: {e}")))?;
+        // another plugin of the chain may have added addresses
+        if interface.is_none_or(ours) && config.pool_of(cidr.address).is_some() {
+            ips.push(cidr.address);
+        }
+    }
+    if ips.is_empty() {
+        let subnets: Vec<String> = config.pools.iter().map(|pool| pool.subnet.to_string()).collect();
+        return Err(bad(format!("no address of {ifname} in {}", subnets.join(" or "))));
+    }
+    let listed = list(previous, "routes")?.iter().filter_map(|entry| listed_way(config, entry).transpose());
+    let listed = listed.collect::<Outcome<Vec<Way>>>()?;
+    let ways = config.routes.iter().filter_map(|route| config.way(route));
+    Ok(Expected { ips, ways: ways.filter(|way| listed.contains(way)).collect() })
+}
+
+fn bad(what: String) -> Failure {
+    Failure::plain(code::CONFIG, format!("\"prevResult\" is not what ADD answered: it has {what}"))
+}
+
+/// A list of the result; none is an empty one.
+fn list<'a>(previous: &'a Value, key: &str) -> Outcome<&'a [Value]> {
+    match &previous[key] {
+        Value::Null => Ok(&[]),
+        Value::Array(list) => Ok(list),
+        other => Err(bad(format!("{other} as {key:?}, which is not a list"))),
+    }
+}
+
+/// A route of the result; `None` for one of a family that the network does not have.
+fn listed_way(config: &Config, entry: &Value) -> Outcome<Option<Way>> {
+    let text = |key: &str| entry[key].as_str().unwrap_or_default();
+    let dst = text("dst").parse().map_err(|e| bad(format!("a route to nowhere: {e}")))?;
+    let gw = match &entry["gw"] {
+        Value::Null => None,
+        gw => Some(text("gw").parse().map_err(|_| bad(format!("a route by {gw}, which is no gateway")))?),
+    };
+    Ok(config.way(&Route { dst, gw }))
+}
+
+fn check_inside(ifname: &str, expected: &Expected) -> Outcome<()> {
     let mut routes = Routes::open()?;
     let link = routes.find(ifname)?.ok_or_else(|| differs(format!("link {ifname} of the pod is gone")))?;
     if !link.up {
         return Err(differs(format!("link {ifname} of the pod is down")));
     }
     let there = routes.addresses(link.index)?;
-    if let Some(ip) = expected.iter().find(|ip| !there.contains(ip)) {
+    if let Some(ip) = expected.ips.iter().find(|ip| !there.contains(ip)) {
         return Err(differs(format!("address {ip} is not on link {ifname} of the pod")));
     }
-    for route in config.routes.iter().filter(|r| r.dst.length == 0) {
-        if !routes.has_default_route(route.dst.address.is_ipv4())? {
-            return Err(differs(format!("the pod has no route to {}", route.dst)));
+    for way in &expected.ways {
+        if !routes.ways(link.index, way.gateway)?.contains(way) {
+            let Way { dst, gateway } = way;
+            return Err(differs(format!("the pod has no route to {dst} by {gateway} on link {ifname}")));
         }
     }
     Ok(())

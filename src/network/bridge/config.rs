@@ -22,6 +22,7 @@ use serde_json::{Map, Value};
 
 use crate::cidr::{self, Cidr};
 use crate::failure::{Failure, Outcome, code};
+use crate::route::Way;
 
 /// What stands on standard input.
 #[derive(Debug, Default, Deserialize)]
@@ -180,8 +181,8 @@ impl Port {
         self.of_family(ip) && self.only_on().is_none_or(|on| on == ip)
     }
 
-    /// Whether both want the same. One that names an address goes before one that is on all.
-    pub(crate) fn collides(&self, other: &Port) -> bool {
+    /// Whether one pod has both for the same: a port on one address goes before the same port on all.
+    pub(crate) fn doubles(&self, other: &Port) -> bool {
         let places = match (self.host_ip, other.host_ip) {
             (Some(a), Some(b)) => a == b,
             _ => self.only_on() == other.only_on(),
@@ -329,6 +330,13 @@ impl Config {
     pub(crate) fn pool_of(&self, ip: IpAddr) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.subnet.contains(ip))
     }
+
+    /// Where a route leads: without a gateway of its own by the bridge.
+    pub(crate) fn way(&self, route: &Route) -> Option<Way> {
+        let of_family = |pool: &&Pool| pool.subnet.address.is_ipv4() == route.dst.address.is_ipv4();
+        let gateway = route.gw.or_else(|| self.pools.iter().find(of_family).map(|pool| pool.gateway))?;
+        Some(Way { dst: route.dst.network(), gateway })
+    }
 }
 
 /// A letter or digit, then letters, digits, `_`, `.` and `-`: what the specification allows in names and ids.
@@ -350,8 +358,15 @@ pub(crate) fn check_interface(name: &str) -> Result<(), String> {
 
 fn pool(raw: &Subnet) -> Outcome<Pool> {
     let subnet = raw.subnet.network();
-    let low = cidr::number(subnet.address);
     let v4 = subnet.address.is_ipv4();
+    let longest = if v4 { 30 } else { 126 };
+    if subnet.length > longest {
+        let message = format!(
+            "subnet {subnet} has no room for a gateway and a pod: the prefix is /{longest} at the longest"
+        );
+        return Err(invalid(message));
+    }
+    let low = cidr::number(subnet.address);
     let high = cidr::number(subnet.last()) - u128::from(v4);
     let gateway = raw.gateway.unwrap_or_else(|| cidr::address(low + 1, subnet.address));
     let pool = Pool {
@@ -360,9 +375,6 @@ fn pool(raw: &Subnet) -> Outcome<Pool> {
         first: raw.range_start.unwrap_or_else(|| cidr::address(low + 1, subnet.address)),
         last: raw.range_end.unwrap_or_else(|| cidr::address(high, subnet.address)),
     };
-    if high < low + 2 {
-        return Err(invalid(format!("subnet {subnet} has no room for a gateway and a pod")));
-    }
     for (what, ip) in [("gateway", gateway), ("rangeStart", pool.first), ("rangeEnd", pool.last)] {
         let usable = low < cidr::number(ip) && cidr::number(ip) <= high;
         if !subnet.contains(ip) || !usable {

@@ -1,4 +1,4 @@
-//! Links, addresses and routes: the bridge with its gateway addresses, and the pair of a pod.
+//! Links and addresses: the bridge with its gateway addresses, and the pair of a pod.
 //!
 //! The pair is made by one request: the host's end on the bridge and up, the pod's end in its namespace under its final
 //! name. Addresses, routes and the setting up of the pod's end are one batch in that namespace. Nothing here waits for
@@ -16,9 +16,6 @@ use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
@@ -27,14 +24,13 @@ use crate::claim;
 use crate::config::{Attachment, Config, Pool, Route, check_interface};
 use crate::failure::{Failure, Outcome, code};
 use crate::netlink::{CREATE, EXCLUSIVE, Message, Socket, attributes};
+use crate::route::Way;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -112,7 +108,7 @@ fn promiscuous(mut message: LinkMessage) -> LinkMessage {
 }
 
 /// A route socket in the namespace of the caller.
-pub(crate) struct Routes(Socket);
+pub(crate) struct Routes(pub(crate) Socket);
 
 impl Routes {
     /// Opens the socket.
@@ -164,15 +160,6 @@ impl Routes {
         let found =
             self.0.dump(&Message::new(RTM_GETADDR, 0, &AddressMessage::default(), "list addresses"))?;
         Ok(found.iter().filter_map(|answer| parse_address(answer).map(|(_, ip)| ip)).collect())
-    }
-
-    /// Whether there is a default route of the family.
-    pub(crate) fn has_default_route(&mut self, v4: bool) -> Outcome<bool> {
-        let mut body = RouteMessage::default();
-        body.header.address_family = if v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let found = self.0.dump(&Message::new(RTM_GETROUTE, 0, &body, "list routes"))?;
-        // family, length of the destination, …, table, protocol, scope, type: unicast
-        Ok(found.iter().any(|r| matches!(r.as_slice(), [_, 0, _, _, 254, _, _, 1, ..])))
     }
 
     /// How many links are ports of a bridge.
@@ -288,13 +275,14 @@ impl Routes {
         Ok(self.0.batch(&batch)?)
     }
 
-    /// Gives the pod's end its addresses and routes and sets it up. The socket is one of the pod's namespace.
+    /// Gives the pod's end its addresses and routes and sets it up. The socket is one of the pod's namespace. Of the routes it
+    /// returns those that were made: where there was one to the same network, that one stays.
     pub(crate) fn configure(
         &mut self,
+        config: &Config,
         ifname: &str,
         ips: &[(IpAddr, Pool)],
-        routes: &[Route],
-    ) -> Outcome<Link> {
+    ) -> Outcome<(Link, Vec<Route>)> {
         let gone = || Failure::plain(code::NETLINK, format!("link {ifname} is not in the pod"));
         let link = self.find(ifname)?.ok_or_else(gone)?;
         let mut batch: Vec<Message> = ips
@@ -309,14 +297,14 @@ impl Routes {
             &up(link_message(link.index, vec![])),
             format!("set {ifname} up"),
         ));
-        for route in routes {
-            let by_bridge = ips.iter().find(|(ip, _)| ip.is_ipv4() == route.dst.address.is_ipv4());
-            if let Some(gateway) = route.gw.or(by_bridge.map(|(_, pool)| pool.gateway)) {
-                batch.push(add_route(link.index, route.dst, gateway));
-            }
-        }
-        self.0.batch(&batch)?;
-        Ok(link)
+        let before = batch.len();
+        let routes: Vec<(&Route, Way)> =
+            config.routes.iter().filter_map(|route| Some((route, config.way(route)?))).collect();
+        batch.extend(routes.iter().map(|(_, way)| way.add(link.index)));
+        let done = self.0.batch_each(&batch)?;
+        let made = routes.into_iter().zip(&done[before..]).filter(|(_, done)| **done);
+        let made = made.map(|((route, _), _)| route.clone()).collect();
+        Ok((link, made))
     }
 }
 
@@ -411,24 +399,7 @@ fn add_address(index: u32, cidr: Cidr, link: &str) -> Message {
     Message::new(RTM_NEWADDR, CREATE | EXCLUSIVE, &message, format!("add address {cidr} to {link}"))
 }
 
-fn add_route(index: u32, dst: Cidr, gateway: IpAddr) -> Message {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(gateway);
-    message.header.destination_prefix_length = dst.length;
-    message.header.table = 254;
-    message.header.protocol = RouteProtocol::Boot;
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::Unicast;
-    message.attributes =
-        vec![RouteAttribute::Gateway(RouteAddress::from(gateway)), RouteAttribute::Oif(index)];
-    if dst.length > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(dst.network().address)));
-    }
-    let what = format!("add route to {dst} by {gateway}");
-    Message::new(RTM_NEWROUTE, CREATE | EXCLUSIVE, &message, what).or(Errno::EEXIST)
-}
-
-fn u32_of(bytes: &[u8]) -> u32 {
+pub(crate) fn u32_of(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |b| u32::from_ne_bytes(*b))
 }
 

@@ -12,8 +12,8 @@
 //! * ADD and DEL of different pods run side by side; they hold the network's lock shared, GC holds it alone.
 //! * Everything of a pod is named after (network, container, interface), so DEL and GC find it without a record and a
 //!   kill at any instruction leaves nothing that they do not find.
-//! * DEL leaves the bridge and the table: the next pod needs them. GC that is told that nothing is valid, and finds
-//!   nothing held, removes them and the directory.
+//! * DEL leaves the bridge and the table: the next pod needs them. GC that finds nothing held, and
+//!   no link of what is valid, removes them and the directory.
 //! * An address is not handed out again before the link that had it is gone.
 #![forbid(unsafe_code)]
 
@@ -33,6 +33,7 @@ mod nftables;
 mod ports;
 mod program;
 mod result;
+mod route;
 mod verbs;
 
 use std::io::{Read, Write};

@@ -82,6 +82,12 @@ impl Socket {
     /// Sends all requests at once, in order, and waits for all answers. The kernel does each whether or not an earlier
     /// one failed; the first failure is returned.
     pub(crate) fn batch(&mut self, messages: &[Message]) -> Result<(), Refused> {
+        self.batch_each(messages).map(drop)
+    }
+
+    /// [`batch`](Socket::batch), and for each request whether the kernel did it (it did not where the answer was one that
+    /// [`Message::or`] takes for success).
+    pub(crate) fn batch_each(&mut self, messages: &[Message]) -> Result<Vec<bool>, Refused> {
         let first = self.sequence + 1;
         let mut bytes = Vec::with_capacity(1024);
         for message in messages {
@@ -98,14 +104,13 @@ impl Socket {
                 true
             })?;
         }
-        for (message, answer) in messages.iter().zip(answers) {
-            match answer.map(|code| Errno::from_raw(-code)) {
-                None | Some(Errno::UnknownErrno) => {}
-                Some(errno) if Some(errno) == message.fine => {}
-                Some(errno) => return Err(Refused { what: message.what.clone(), errno }),
-            }
-        }
-        Ok(())
+        let done =
+            |(message, answer): (&Message, Option<i32>)| match answer.map(|code| Errno::from_raw(-code)) {
+                None | Some(Errno::UnknownErrno) => Ok(true),
+                Some(errno) if Some(errno) == message.fine => Ok(false),
+                Some(errno) => Err(Refused { what: message.what.clone(), errno }),
+            };
+        messages.iter().zip(answers).map(done).collect()
     }
 
     /// Asks for one object; its body is the answer, without the netlink header.

@@ -21,6 +21,7 @@ pub(crate) struct Made<'a> {
     /// The pod's namespace as the caller named it.
     pub(crate) sandbox: &'a str,
     pub(crate) ips: &'a [(IpAddr, Pool)],
+    pub(crate) routes: &'a [Route],
 }
 
 /// The object for standard output.
@@ -60,7 +61,7 @@ pub(crate) fn render(config: &Config, made: &Made<'_>) -> Value {
             interface(made.ifname, &made.pod.mac, made.sandbox, made.pod.mtu),
         ],
         "ips": made.ips.iter().map(ip).collect::<Vec<_>>(),
-        "routes": config.routes.iter().map(route).collect::<Vec<_>>(),
+        "routes": made.routes.iter().map(route).collect::<Vec<_>>(),
         "dns": config.dns.clone().unwrap_or_else(|| json!({})),
     })
 }

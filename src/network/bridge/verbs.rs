@@ -119,9 +119,9 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
         if ips.iter().any(|(ip, _)| ip.is_ipv6()) {
             enable_ipv6(ifname);
         }
-        Routes::open()?.configure(ifname, &ips, &config.routes)
+        Routes::open()?.configure(config, ifname, &ips)
     };
-    let pod = sys::netns::run_in(Path::new(&call.netns), inside)
+    let (pod, routes) = sys::netns::run_in(Path::new(&call.netns), inside)
         .map_err(|e| Failure::new(code::IO, "enter the pod's network namespace", e))??;
     if let Some(rules) = rules.filter(|_| !config.ports.is_empty()) {
         let bare: Vec<IpAddr> = ips.iter().map(|(ip, _)| *ip).collect();
@@ -134,6 +134,7 @@ fn build(config: &Config, call: &Call, netns: &File) -> Outcome<Value> {
         pod: &pod,
         sandbox: &call.netns,
         ips: &ips,
+        routes: &routes,
     };
     Ok(result::render(config, &made))
 }
@@ -195,7 +196,8 @@ fn remove_link(name: &str) -> Outcome<()> {
     if ipam::link_exists(name) { Routes::open()?.remove(name) } else { Ok(()) }
 }
 
-/// GC: every attachment that the caller does not know goes. When it knows none, and none is left, so does the network.
+/// GC: every attachment that the caller does not know goes. When none is left, so does the network. The caller may know
+/// pods of other networks too: those have no link by this one's name for it.
 pub(crate) fn gc(input: &[u8]) -> Outcome<()> {
     let config = Config::parse(input)?;
     let Some(valid) = &config.valid else {
@@ -218,7 +220,8 @@ pub(crate) fn gc(input: &[u8]) -> Outcome<()> {
     }
     let mut addresses = Addresses::lock(&config)?;
     addresses.forget_gone_links()?;
-    let unused = valid.is_empty() && addresses.is_empty();
+    let linked = |owner: &Attachment| ipam::link_exists(&host_name(&config.name, owner));
+    let unused = addresses.is_empty() && !valid.iter().any(linked);
     drop(addresses);
     if let Some(failure) = failures.into_iter().next() {
         return Err(failure);

@@ -75,7 +75,15 @@ fn wrong_configurations_are_refused_by_name() {
         ("subnets", json!([]), "subnets"),
         ("subnets", json!([{"subnet": "10.0.0.0/33"}]), "10.0.0.0/33"),
         ("subnets", json!([{"subnet": "10.0.0.0/8"}, {"subnet": "11.0.0.0/8"}]), "more than one"),
-        ("subnets", json!([{"subnet": "10.0.0.0/31"}]), "no room"),
+        ("subnets", json!([{"subnet": "10.0.0.0/31"}]), "10.0.0.0/31 has no room for a gateway and a pod"),
+        ("subnets", json!([{"subnet": "0.0.0.0/32"}]), "0.0.0.0/32 has no room"),
+        ("subnets", json!([{"subnet": "255.255.255.255/32"}]), "/30 at the longest"),
+        ("subnets", json!([{"subnet": "fd00::/127"}]), "fd00::/127 has no room"),
+        (
+            "subnets",
+            json!([{"subnet": "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128"}]),
+            "/126 at the longest",
+        ),
         ("subnets", json!([{"subnet": "10.0.0.0/24", "gateway": "10.1.0.1"}]), "10.1.0.1"),
         (
             "subnets",
@@ -198,6 +206,98 @@ fn check_notices_what_is_missing() {
         assert!(error["msg"].as_str().unwrap().contains(expected), "{damage}: {error}");
         plugin.call("DEL", "c1", &ns).unwrap();
     }
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn check_notices_routes_that_are_gone_or_go_elsewhere() {
+    if !private_nft("check_notices_routes_that_are_gone_or_go_elsewhere") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "172.30.0.7/16"}, {"dst": "172.31.0.0/16", "gw": "10.9.0.6"},
+                        {"dst": "::/0"}, {"dst": "fd77::/48", "gw": "fd00:9::ffff"}]);
+    let plugin = small(&dir).with("routes", routes);
+    let ns = netns("a");
+    let damages = [
+        ("-4 route del 172.30.0.0/16", "no route to 172.30.0.0/16 by 10.9.0.1 on link eth0"),
+        ("-4 route del 172.31.0.0/16", "no route to 172.31.0.0/16 by 10.9.0.6"),
+        ("-4 route replace 172.31.0.0/16 via 10.9.0.1", "no route to 172.31.0.0/16 by 10.9.0.6"),
+        ("-4 route replace default via 10.9.0.5", "no route to 0.0.0.0/0 by 10.9.0.1"),
+        ("-4 route replace default dev eth0", "no route to 0.0.0.0/0 by 10.9.0.1"),
+        ("-4 route replace unreachable default", "no route to 0.0.0.0/0 by 10.9.0.1"),
+        ("-6 route del default", "no route to ::/0 by fd00:9::1"),
+        ("-6 route replace default via fd00:9::fff5", "no route to ::/0 by fd00:9::1"),
+        ("-6 route del fd77::/48", "no route to fd77::/48 by fd00:9::ffff"),
+    ];
+    for (damage, expected) in damages {
+        let checking = plugin.with("prevResult", plugin.call("ADD", "c1", &ns).unwrap());
+        checking.call("CHECK", "c1", &ns).unwrap();
+        scene::inside(&ns, || ip(damage));
+        let error = checking.call("CHECK", "c1", &ns).unwrap_err();
+        assert_eq!(error["code"], 103);
+        assert!(error["msg"].as_str().unwrap().contains(expected), "{damage}: {error}");
+        plugin.call("DEL", "c1", &ns).unwrap();
+    }
+    // a later plugin of the chain may take routes away and lead them elsewhere, and says so in its result
+    let mut result = plugin.call("ADD", "c1", &ns).unwrap();
+    scene::inside(&ns, || ip("-4 route replace default via 10.9.0.5"));
+    scene::inside(&ns, || ip("-4 route del 172.30.0.0/16"));
+    result["routes"].as_array_mut().unwrap().retain(|route| route["dst"] != "172.30.0.7/16");
+    result["routes"][0]["gw"] = json!("10.9.0.5");
+    plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", &ns).unwrap();
+    // where there was a route already, none was made: the result does not claim it
+    let routes =
+        json!([{"dst": "0.0.0.0/0"}, {"dst": "10.9.0.0/29"}, {"dst": "0.0.0.0/0", "gw": "10.9.0.5"}]);
+    let plugin = plugin.with("routes", routes);
+    let result = plugin.call("ADD", "c1", &ns).unwrap();
+    assert_eq!(result["routes"], json!([{"dst": "0.0.0.0/0"}]));
+    plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", &ns).unwrap();
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn check_refuses_a_result_that_cannot_be_that_of_add() {
+    if !private_nft("check_refuses_a_result_that_cannot_be_that_of_add") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let plugin = small(&dir);
+    let ns = netns("a");
+    let result = plugin.call("ADD", "c1", &ns).unwrap();
+    let other = json!([{"name": "eth0", "sandbox": "/run/netns/b"}]);
+    let cases = [
+        ("/ips", json!([]), "no address of eth0 in 10.9.0.0/29 or fd00:9::/64"),
+        ("/ips", Value::Null, "no address of eth0 in"),
+        ("/ips", json!({}), "{} as \"ips\", which is not a list"),
+        ("/ips/0/interface", json!(7), "an address of interface 7, of 3"),
+        ("/ips/1/interface", json!(3), "an address of interface 3, of 3"),
+        ("/ips/0/interface", json!("eth0"), "an address of interface \"eth0\", of 3"),
+        ("/ips/0/address", json!("10.9.0.2"), "\"10.9.0.2\" is not an address"),
+        ("/interfaces", json!([]), "no interface eth0 in sandbox /run/netns/a"),
+        ("/interfaces", other, "no interface eth0 in sandbox /run/netns/a"),
+        ("/routes/0/dst", json!("default"), "\"default\" is not an address"),
+        ("/routes/0/gw", json!("somewhere"), "a route by \"somewhere\", which is no gateway"),
+    ];
+    for (place, value, expected) in cases {
+        let mut changed = result.clone();
+        let at = changed.pointer_mut(place);
+        match at {
+            Some(at) => *at = value,
+            // a key that was not there
+            None => changed["routes"][0]["gw"] = value,
+        }
+        let error = plugin.with("prevResult", changed).call("CHECK", "c1", &ns).unwrap_err();
+        assert_eq!(error["code"], 7, "{place}: {error}");
+        assert!(error["msg"].as_str().unwrap().contains(expected), "{place}: {error}");
+    }
+    assert!(plugin.call("CHECK", "c1", &ns).unwrap_err()["msg"] == "CHECK needs \"prevResult\"");
+    plugin.with("prevResult", result).call("CHECK", "c1", &ns).unwrap();
+    plugin.call("DEL", "c1", &ns).unwrap();
     clean_up(&plugin, &dir);
 }
 
@@ -394,15 +494,102 @@ fn a_port_is_one_pods_also_in_a_network_of_another_name() {
         .with("bridge", json!("corten8"))
         .with("subnets", json!([{"subnet": "10.8.0.0/29"}]));
     let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let one = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80, "hostIP": "127.0.0.1"}]});
     old.with("runtimeConfig", ports.clone()).call("ADD", "c1", &a).unwrap();
     let new = small(&dir).with("runtimeConfig", ports);
     let error = new.call("ADD", "c2", &b).unwrap_err();
     assert_eq!(error["msg"], "host port 8080/tcp is taken by container c1");
+    let error = new.with("runtimeConfig", one).call("ADD", "c2", &b).unwrap_err();
+    let expected = "host port 8080/tcp on 127.0.0.1 is taken by container c1, as host port 8080/tcp";
+    assert_eq!(error["msg"], expected);
     old.call("DEL", "c1", &a).unwrap();
     new.call("ADD", "c2", &b).unwrap();
     new.call("DEL", "c2", &b).unwrap();
     old.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
     clean_up(&small(&dir), &dir);
+}
+
+/// Pods of two networks, on all addresses and on one, at once: one of them gets the port.
+fn a_port_is_one_pods_also_of_many_at_once(firewall: &str) {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let network = |n: usize| {
+        let subnets = json!([{"subnet": format!("10.{n}.0.0/24")}]);
+        let named =
+            small(&dir).with("name", json!(format!("net{n}"))).with("bridge", json!(format!("corten{n}")));
+        named.with("subnets", subnets).with("firewall", json!(firewall))
+    };
+    let networks = [network(7), network(8)];
+    let spaces: Vec<_> = (0..8).map(|n| netns(&format!("n{n}"))).collect();
+    for round in 0..4 {
+        let start = |(n, ns): (usize, &std::path::PathBuf)| {
+            let host_ip = ["0.0.0.0", "127.0.0.1", "", "127.0.0.1"][n / 2];
+            let port = json!({"hostPort": 8080, "containerPort": 80, "hostIP": host_ip});
+            let config = networks[n % 2].with("runtimeConfig", json!({"portMappings": [port]}));
+            config.start("ADD", &format!("c{n}"), ns)
+        };
+        let started: Vec<_> = spaces.iter().enumerate().map(start).collect();
+        let answers = started.into_iter().map(|child| child.wait_with_output().unwrap());
+        let (got, refused): (Vec<_>, Vec<_>) = answers.partition(|answer| answer.status.success());
+        assert_eq!(got.len(), 1, "{firewall}: round {round}: {got:?}");
+        for answer in refused {
+            let text = String::from_utf8(answer.stdout).unwrap();
+            assert!(text.contains("is taken by container c"), "{firewall}: {text}");
+        }
+        for (n, ns) in spaces.iter().enumerate() {
+            networks[n % 2].call("DEL", &format!("c{n}"), ns).unwrap();
+        }
+    }
+    for network in networks {
+        network.with("cni.dev/valid-attachments", json!([])).call("GC", "", Path::new("")).unwrap();
+    }
+    assert!(!dir.exists());
+}
+
+/// An ADD that looks at the others' ports while another network is about to write one of its own.
+#[test]
+fn ports_of_all_networks_of_a_directory_are_looked_at_by_one_at_a_time() {
+    if !private_nft("ports_of_all_networks_of_a_directory_are_looked_at_by_one_at_a_time") {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("data");
+    let (a, b) = (netns("a"), netns("b"));
+    let ports = json!({"portMappings": [{"hostPort": 8080, "containerPort": 80}]});
+    let plugin = small(&dir).with("runtimeConfig", ports);
+    small(&dir).call("ADD", "c1", &a).unwrap();
+    let other = std::fs::File::open(&dir).unwrap();
+    let other = nix::fcntl::Flock::lock(other, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let mut add = plugin.start("ADD", "c2", &b);
+    let waits = |pid: u32| {
+        let locks = std::fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|l| l.contains("-> FLOCK") && l.split(' ').any(|word| word == pid.to_string()))
+    };
+    scene::eventually("ADD waits, or ends too soon", || waits(add.id()) || add.try_wait().unwrap().is_some());
+    let theirs = json!({"ips": ["10.8.0.2"], "ports": [
+        {"protocol": "tcp", "host_ip": "192.0.2.1", "host_port": 8080, "container_port": 80}]});
+    std::fs::create_dir_all(dir.join("other/ports")).unwrap();
+    std::fs::write(dir.join("other/ports/c9=eth0"), theirs.to_string()).unwrap();
+    drop(other);
+    let answer: Value = serde_json::from_slice(&add.wait_with_output().unwrap().stdout).unwrap();
+    let expected = "host port 8080/tcp is taken by container c9, as host port 8080/tcp on 192.0.2.1";
+    assert_eq!(answer["msg"], expected);
+    std::fs::remove_dir_all(dir.join("other")).unwrap();
+    clean_up(&plugin, &dir);
+}
+
+#[test]
+fn a_port_is_one_pods_also_of_many_at_once_in_nftables() {
+    if private_nft("a_port_is_one_pods_also_of_many_at_once_in_nftables") {
+        a_port_is_one_pods_also_of_many_at_once("nftables");
+    }
+}
+
+#[test]
+fn a_port_is_one_pods_also_of_many_at_once_in_iptables() {
+    if scene::private("a_port_is_one_pods_also_of_many_at_once_in_iptables") {
+        a_port_is_one_pods_also_of_many_at_once("iptables-legacy");
+    }
 }
 
 #[test]

@@ -400,7 +400,8 @@ fn a_network_that_is_configured_no_more_gets_a_last_gc() {
         assert!(!node.settings.state_dir.join("networks").exists());
         std::fs::remove_file(node.path("good.GC")).unwrap();
         node.restarted().collect_garbage(&[]).await;
-        assert!(!node.path("good.GC").exists() && node.path("next.GC").exists());
+        // nor one to a network that had no pod of ours: it may be another runtime's
+        assert!(!node.path("good.GC").exists() && !node.path("next.GC").exists());
         // one whose program went with it is forgotten
         node.network.attach(&pod(1)).await.unwrap();
         node.network.detach(&pod(1).pod).await.unwrap();

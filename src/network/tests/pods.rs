@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use network::{Attached, Attachment, PortMapping, Protocol};
+use network::{Attached, Attachment, Network, PortMapping, Protocol, Settings};
 use scene::{Node, inside, ip, pod, private, runtime};
 
 /// How long something may take that will happen; what will not is refused at once.
@@ -120,18 +120,22 @@ fn wants(number: u8, protocol: Protocol, host_ip: &str, from: u16, to: u16) -> A
     pod
 }
 
-/// Ports on one address, on all of one family, and who wins.
+/// Ports on one address, on all of one family, and which of them are in each other's way.
 async fn host_addresses(node: &Node, outside: &Path, firewall: &str) {
     use Protocol::{Tcp, Udp};
     let here = Path::new("/proc/self/ns/net");
     let four = node.network.attach(&wants(5, Tcp, "0.0.0.0", 8090, 80)).await.unwrap();
     let six = node.network.attach(&wants(6, Tcp, "::", 8090, 80)).await.unwrap();
-    let one = node.network.attach(&wants(7, Tcp, "127.0.0.1", 8090, 80)).await.unwrap();
+    let one = node.network.attach(&wants(7, Tcp, "127.0.0.1", 8091, 80)).await.unwrap();
+    let two = node.network.attach(&wants(11, Tcp, "192.0.2.1", 8091, 80)).await.unwrap();
+    let six_one = node.network.attach(&wants(12, Tcp, "2001:db8::1", 8091, 80)).await.unwrap();
     let cases = [
         (&four, 0, outside, "192.0.2.1:8090"),
         (&four, 0, here, "192.0.2.1:8090"),
         (&six, 1, outside, "[2001:db8::1]:8090"),
-        (&one, 0, here, "127.0.0.1:8090"),
+        (&one, 0, here, "127.0.0.1:8091"),
+        (&two, 0, here, "192.0.2.1:8091"),
+        (&six_one, 1, here, "[2001:db8::1]:8091"),
     ];
     for (pod, family, from, to) in cases {
         let thread = serve(&pod.netns, SocketAddr::new(pod.ips[family], 80), "you are");
@@ -141,7 +145,12 @@ async fn host_addresses(node: &Node, outside: &Path, firewall: &str) {
     let refused = [
         (wants(8, Tcp, "", 8090, 80), "host port 8090/tcp is taken by container"),
         (wants(8, Tcp, "0.0.0.0", 8090, 80), "host port 8090/tcp on 0.0.0.0 is taken by container"),
-        (wants(8, Tcp, "127.0.0.1", 8090, 80), "host port 8090/tcp on 127.0.0.1 is taken by container"),
+        (wants(8, Tcp, "127.0.0.1", 8090, 80), ", as host port 8090/tcp on 0.0.0.0"),
+        (wants(8, Tcp, "fd00:250::1", 8090, 80), ", as host port 8090/tcp on ::"),
+        (wants(8, Tcp, "127.0.0.1", 8091, 80), "host port 8091/tcp on 127.0.0.1 is taken by container"),
+        (wants(8, Tcp, "", 8091, 80), ", as host port 8091/tcp on "),
+        (wants(8, Tcp, "0.0.0.0", 8091, 80), "host port 8091/tcp on 0.0.0.0 is taken by container"),
+        (wants(8, Tcp, "::", 8091, 80), ", as host port 8091/tcp on 2001:db8::1"),
         (wants(8, Tcp, "::1", 8092, 80), "host port 8092/tcp on ::1: the kernel does not route from ::1"),
     ];
     for (pod, why) in refused {
@@ -161,12 +170,28 @@ async fn host_addresses(node: &Node, outside: &Path, firewall: &str) {
     server.send_to(b"!", from).unwrap();
     assert_eq!(client.recv_from(&mut [0; 8]).unwrap().1, "[2001:db8::1]:8090".parse().unwrap());
     sctp_arrives(node, outside, firewall).await;
-    for number in 5..10 {
-        node.network.check(&pod(number).pod).await.unwrap_or_else(|e| {
-            assert!(number == 8, "{firewall}: {e}");
-        });
+    one_pod_may_have_both(node, firewall).await;
+    for number in [5, 6, 7, 9, 11, 12] {
+        node.network.check(&pod(number).pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
         node.network.detach(&pod(number).pod).await.unwrap();
     }
+}
+
+/// A pod whose port on one address leads elsewhere than the same port on all.
+async fn one_pod_may_have_both(node: &Node, firewall: &str) {
+    let mut both = wants(8, Protocol::Tcp, "", 8093, 80);
+    both.ports.extend(wants(8, Protocol::Tcp, "127.0.0.1", 8093, 81).ports);
+    let attached = node.network.attach(&both).await.unwrap();
+    for (to, port) in [("192.0.2.1:8093", 80), ("127.0.0.1:8093", 81)] {
+        let thread = serve(&attached.netns, SocketAddr::new(attached.ips[0], port), "you are");
+        let answer = inside(Path::new("/proc/self/ns/net"), || read(to.parse().unwrap()));
+        answer.unwrap_or_else(|e| panic!("{firewall}: {to}: {e}"));
+        thread.join().unwrap();
+    }
+    node.network.detach(&both.pod).await.unwrap();
+    both.ports[1].host_ip = None;
+    let error = node.network.attach(&both).await.unwrap_err();
+    assert!(error.message.contains("host port 8093/tcp is mapped twice"), "{firewall}: {error}");
 }
 
 /// CRC32c, which SCTP has for its checksum.
@@ -467,5 +492,78 @@ fn a_bridge_is_one_networks_and_free_when_its_last_pod_is_gone() {
         node.network.detach(&pod(2).pod).await.unwrap();
         node.network.collect_garbage(&[]).await;
         assert_clean(&node);
+    });
+}
+
+/// What two daemons on the same network have on this node: each sweeps, again and again, and knows only its own pods.
+fn daemons_share_a_network(firewall: &str) {
+    let node = Node::with_firewall(firewall);
+    let first = || node.restarted();
+    let second = || Network::new(Settings { state_dir: node.path("second"), ..node.settings.clone() });
+    runtime().block_on(async {
+        let mut server = pod(1);
+        server.ports = vec![port(Protocol::Tcp, 8080, 80)];
+        let a = first().attach(&server).await.unwrap();
+        // one that starts, and has nothing there yet
+        second().collect_garbage(&[]).await;
+        first().check(&server.pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+        let b = second().attach(&pod(2)).await.unwrap();
+        assert_ne!(a.ips, b.ips);
+        for _ in 0..2 {
+            first().collect_garbage(&[server.pod.clone()]).await;
+            second().check(&pod(2).pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+            second().collect_garbage(&[pod(2).pod]).await;
+            first().check(&server.pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+        }
+        let thread = serve(&a.netns, SocketAddr::new(a.ips[0], 80), "you are");
+        inside(Path::new("/proc/self/ns/net"), || read("127.0.0.1:8080".parse().unwrap())).unwrap();
+        thread.join().unwrap();
+        // the last pod of one is not the last of the network
+        first().detach(&server.pod).await.unwrap();
+        scene::eventually("the pod's link is gone", || ip("link").matches("master corten0").count() == 1);
+        first().collect_garbage(&[]).await;
+        second().check(&pod(2).pod).await.unwrap_or_else(|e| panic!("{firewall}: {e}"));
+        second().detach(&pod(2).pod).await.unwrap();
+        second().collect_garbage(&[]).await;
+        std::fs::remove_dir(node.path("second")).unwrap();
+        assert_clean(&node);
+    });
+}
+
+#[test]
+fn daemons_share_a_network_in_nftables() {
+    if scene::private_nft("daemons_share_a_network_in_nftables") {
+        daemons_share_a_network("nftables");
+    }
+}
+
+#[test]
+fn daemons_share_a_network_in_iptables() {
+    if private("daemons_share_a_network_in_iptables") {
+        daemons_share_a_network("iptables-legacy");
+    }
+}
+
+#[test]
+fn a_network_goes_with_its_last_pod_whatever_pods_another_daemon_has() {
+    if !private("a_network_goes_with_its_last_pod_whatever_pods_another_daemon_has") {
+        return;
+    }
+    let (node, other) = (Node::bridged(), Node::bridged());
+    for (from, to) in
+        [("\"pods\"", "\"others\""), ("corten0", "corten1"), ("10.88", "10.89"), ("fd00:88", "fd00:89")]
+    {
+        other.reconfigure(from, to);
+    }
+    runtime().block_on(async {
+        other.network.attach(&pod(2)).await.unwrap();
+        node.network.attach(&pod(1)).await.unwrap();
+        node.network.detach(&pod(1).pod).await.unwrap();
+        node.network.collect_garbage(&[]).await;
+        assert!(!node.data_dir().exists() && !ip("link").contains("corten0"));
+        other.network.check(&pod(2).pod).await.unwrap();
+        other.network.detach(&pod(2).pod).await.unwrap();
+        other.network.collect_garbage(&[]).await;
+        assert_clean(&other);
     });
 }
