@@ -45,6 +45,18 @@ pub(crate) struct Entry {
     pub(crate) id_map: Option<IdMap>,
 }
 
+impl Entry {
+    /// The changes of propagation, in their order. A bind mount is a copy of the node's mounts: what the container mounts
+    /// there, or unmounts, must not be so on the node, also not below a mount whose word is for itself alone. Only
+    /// `shared` and `rshared` ask for that.
+    pub(crate) fn propagations(&self) -> impl Iterator<Item = (Propagation, bool)> {
+        let bound = matches!(self.source, Source::Bind { .. });
+        let cut_off = !matches!(self.propagation, Some((Propagation::Shared, _) | (_, true)));
+        let first = (bound && cut_off).then_some((Propagation::Slave, true));
+        first.into_iter().chain(self.propagation)
+    }
+}
+
 const PLAIN: &[(&str, Attributes)] = &[
     ("ro", set(mount::RDONLY)),
     ("rw", clear(mount::RDONLY)),
@@ -150,10 +162,6 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
             Source::FileSystem { kind: kind.to_owned(), source }
         }
     };
-    if matches!(parsed.source, Source::Bind { .. }) {
-        // Its copy is made of the node's mount: what the container mounts there must not appear on the node.
-        parsed.propagation.get_or_insert((Propagation::Slave, true));
-    }
     check_data(&parsed)?;
     Ok(parsed)
 }
@@ -204,6 +212,25 @@ mod tests {
         assert_eq!(e.attributes.set, mount::RDONLY | mount::NOSUID | mount::NOATIME);
         assert_eq!(e.attributes.clear, mount::ATIME);
         assert_eq!(e.recursive, set(mount::RDONLY));
+    }
+
+    #[test]
+    fn a_copy_of_the_nodes_mounts_shares_nothing_unasked() {
+        let changes = |options: serde_json::Value| {
+            let bind =
+                serde_json::json!({"destination": "/d", "type": "bind", "source": "/x", "options": options});
+            entry(bind).unwrap().propagations().collect::<Vec<_>>()
+        };
+        let slave = (Propagation::Slave, true);
+        assert_eq!(changes(serde_json::json!([])), [slave]);
+        assert_eq!(changes(serde_json::json!(["private"])), [slave, (Propagation::Private, false)]);
+        assert_eq!(changes(serde_json::json!(["unbindable"])), [slave, (Propagation::Unbindable, false)]);
+        for (word, kind) in [("rprivate", Propagation::Private), ("rshared", Propagation::Shared)] {
+            assert_eq!(changes(serde_json::json!([word])), [(kind, true)]);
+        }
+        assert_eq!(changes(serde_json::json!(["shared"])), [(Propagation::Shared, false)]);
+        let new = entry(serde_json::json!({"destination": "/d", "type": "tmpfs"})).unwrap();
+        assert_eq!(new.propagations().count(), 0);
     }
 
     #[test]

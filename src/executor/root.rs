@@ -349,10 +349,7 @@ fn finish(entry: &Entry, fd: BorrowedFd<'_>) -> Result<()> {
     if entry.recursive != none {
         change(entry.recursive, None, true)?;
     }
-    match entry.propagation {
-        Some((propagation, recursive)) => change(none, Some(propagation), recursive),
-        None => Ok(()),
-    }
+    entry.propagations().try_for_each(|(propagation, recursive)| change(none, Some(propagation), recursive))
 }
 
 /// Files in /proc that tools such as lxcfs replace; /proc itself is no place inside it before it is mounted.

@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("files::bind_mount_options", bind_mount_options),
     ("files::recursive_read_only", recursive_read_only),
     ("files::propagation", propagation),
+    ("files::propagation_of_one_mount", propagation_of_one_mount),
     ("files::mount_points_are_made_inside", mount_points_are_made_inside),
     ("files::a_missing_source_is_named", a_missing_source_is_named),
     ("files::proc_must_be_a_directory", proc_must_be_a_directory),
@@ -216,6 +217,36 @@ fn propagation() {
     assert!(!inside.contains(" /none/out tmpfs"), "{inside}");
     assert!(outside.contains("source/in tmpfs"), "{outside}");
     assert!(!outside.contains("source/up tmpfs"), "nothing was said of propagation: {outside}");
+}
+
+/// A word for the mount alone does not leave those below it shared with the node.
+fn propagation_of_one_mount() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let script = "for d in private slave unbindable; do mkdir /$d/below/$d && mount -t tmpfs in /$d/below/$d; done; \
+        umount /private/below/there; grep -c ' /[a-z]*/below/[a-z]* .* in ' /proc/self/mountinfo; \
+        grep -c ' /[a-z]*/below.* shared:' /proc/self/mountinfo";
+    let mut bundle = Bundle::new(script);
+    let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    bundle.config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
+    let source = bundle.path().join("source");
+    let (below, there) = (source.join("below"), source.join("below/there"));
+    let none = None::<&str>;
+    for place in [&source, &below, &there] {
+        fs::create_dir(place).unwrap();
+        mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        mount(none, place, none, MsFlags::MS_SHARED, none).unwrap();
+    }
+    for word in ["private", "slave", "unbindable"] {
+        let destination = format!("/{word}");
+        bundle.mount(json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", word]}));
+    }
+    let outcome = bundle.run();
+    let outside = fs::read_to_string("/proc/self/mounts").unwrap();
+    umount2(&source, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(outcome.unwrap().out.trim(), "3\n0");
+    assert!(outside.contains("source/below/there tmpfs"), "unmounted on the node: {outside}");
+    assert!(!outside.contains("source/below/private"), "{outside}");
+    assert!(!outside.lines().any(|line| line.starts_with("in ")), "{outside}");
 }
 
 fn mount_points_are_made_inside() {
