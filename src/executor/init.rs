@@ -170,7 +170,7 @@ impl Init<'_> {
         self.restrict_paths(&mut root)?;
         self.run_hooks()?;
         self.enter_root(&root)?;
-        Ok(Rooted { console, propagation: self.propagation()?, sysctls_left: None })
+        Ok(Rooted { console, propagation: self.root_propagation()?, sysctls_left: None })
     }
 
     fn join_namespaces(&self) -> Result<()> {
@@ -202,6 +202,14 @@ impl Init<'_> {
     /// What the container's root propagates; the default is nothing to the node.
     fn propagation(&self) -> Result<Option<(Propagation, bool)>> {
         Ok(self.plan.linux()?.rootfs_propagation().as_deref().and_then(mounts::propagation))
+    }
+
+    /// As [`Init::propagation`]; without it what the entry of the root says. That word is for the root mount alone, which
+    /// had nothing below it when it was made.
+    fn root_propagation(&self) -> Result<Option<(Propagation, bool)>> {
+        let root = self.plan.entries.first().filter(|e| e.is_root());
+        let own = root.and_then(|e| e.propagation).map(|(kind, _)| (kind, false));
+        Ok(self.propagation()?.or(own))
     }
 
     /// Nothing that is mounted from here on travels to the node.
@@ -236,7 +244,7 @@ impl Init<'_> {
                 self.enter_cgroup()?;
                 in_cgroup = true;
             }
-            if entry.destination != Path::new("/") {
+            if !entry.is_root() {
                 root.add(entry, copy, &self.plan.cgroup)?;
             }
         }
@@ -313,10 +321,9 @@ impl Init<'_> {
     }
 
     fn enter_root(&self, root: &Root) -> Result<()> {
-        if self.plan.spec.root().as_ref().is_some_and(|r| r.readonly() == Some(true)) {
-            root.make_read_only()?;
-        }
-        root.pivot(self.propagation()?)
+        let config = self.plan.spec.root().as_ref();
+        root.make_read_only(config.is_some_and(|r| r.readonly() == Some(true)))?;
+        root.pivot(self.root_propagation()?)
     }
 
     fn report_ready(&self, console: Option<&Console>, warnings: Vec<String>) -> Result<()> {

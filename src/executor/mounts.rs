@@ -46,6 +46,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// Whether it is the container's root.
+    pub(crate) fn is_root(&self) -> bool {
+        self.destination == Path::new("/")
+    }
+
     /// The changes of propagation, in their order. A bind mount is a copy of the node's mounts: what the container mounts
     /// there, or unmounts, must not be so on the node, also not below a mount whose word is for itself alone. Only
     /// `shared` and `rshared` ask for that.
@@ -54,6 +59,13 @@ impl Entry {
         let cut_off = !matches!(self.propagation, Some((Propagation::Shared, _) | (_, true)));
         let first = (bound && cut_off).then_some((Propagation::Slave, true));
         first.into_iter().chain(self.propagation)
+    }
+
+    /// The attributes of a mount that is new: nothing is below it yet, so the recursive ones are its own as well.
+    pub(crate) fn all_attributes(&self) -> Attributes {
+        let mut all = self.attributes;
+        merge(&mut all, self.recursive);
+        all
     }
 }
 
@@ -231,6 +243,18 @@ mod tests {
         assert_eq!(changes(serde_json::json!(["shared"])), [(Propagation::Shared, false)]);
         let new = entry(serde_json::json!({"destination": "/d", "type": "tmpfs"})).unwrap();
         assert_eq!(new.propagations().count(), 0);
+    }
+
+    #[test]
+    fn recursive_options_are_those_of_a_new_mount_too() {
+        let all = |options: serde_json::Value| {
+            let new = serde_json::json!({"destination": "/d", "type": "tmpfs", "options": options});
+            entry(new).unwrap().all_attributes()
+        };
+        assert_eq!(all(serde_json::json!(["rro", "nosuid"])), set(mount::RDONLY | mount::NOSUID));
+        assert_eq!(all(serde_json::json!(["ro", "rrw"])), clear(mount::RDONLY));
+        let times = Attributes { set: mount::STRICTATIME, clear: mount::ATIME };
+        assert_eq!(all(serde_json::json!(["noatime", "rstrictatime"])), times);
     }
 
     #[test]

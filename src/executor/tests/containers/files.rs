@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("files::many_layers", many_layers),
     ("files::an_overlay_in_the_root", an_overlay_in_the_root),
     ("files::a_read_only_root", a_read_only_root),
+    ("files::options_of_a_layered_root", options_of_a_layered_root),
     ("files::device_nodes_and_links", device_nodes_and_links),
     ("files::devices_of_the_config", devices_of_the_config),
     ("files::masks_and_read_only_paths", masks_and_read_only_paths),
@@ -31,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("files::tmpfs_looks_like_what_it_covers", tmpfs_looks_like_what_it_covers),
     ("files::a_read_only_tmpfs_with_a_mount_in_it", a_read_only_tmpfs_with_a_mount_in_it),
     ("files::cgroups_are_shown", cgroups_are_shown),
+    ("files::options_of_cgroup_mounts", options_of_cgroup_mounts),
     ("files::the_node_does_not_see_it", the_node_does_not_see_it),
     ("files::dev_shm_is_shared_by_bind", dev_shm_is_shared_by_bind),
 ];
@@ -113,6 +115,31 @@ fn a_read_only_root() {
     layered(&mut bundle, &[], &[]);
     let text = bundle.run().unwrap().text().to_owned();
     assert!(text.starts_with("dev\noverlay / overlay ro,"), "{text}");
+}
+
+fn options_of_a_layered_root() {
+    let script = "touch /x 2>/dev/null && echo written; grep ' / / ' /proc/self/mountinfo";
+    let table: [(&[&str], &str, &str); 4] = [
+        (&["rro", "rnosuid"], "/ / ro,nosuid,", " - overlay"),
+        (&["ro", "rrw", "nodev", "rshared"], "/ / rw,nodev,", " shared:"),
+        (&["ro", "unbindable"], "/ / ro,", " unbindable "),
+        // not what is mounted in it
+        (&["noatime", "rstrictatime"], "/ / rw ", " - overlay"),
+    ];
+    for (options, attributes, rest) in table {
+        let mut bundle = Bundle::new(script);
+        layered(&mut bundle, &[], options);
+        let text = bundle.run().unwrap().text().to_owned();
+        let written = text.starts_with("written\n");
+        assert_eq!(written, attributes.contains("rw"), "{options:?}: {text}");
+        assert!(text.contains(attributes) && text.contains(rest), "{options:?}: {text}");
+    }
+    // the config's word is the stronger one
+    let mut bundle = Bundle::new(script);
+    layered(&mut bundle, &[], &["shared"]);
+    bundle.config["linux"]["rootfsPropagation"] = json!("private");
+    let text = bundle.run().unwrap().text().to_owned();
+    assert!(!text.contains("shared:"), "{text}");
 }
 
 fn device_nodes_and_links() {
@@ -238,7 +265,9 @@ fn propagation_of_one_mount() {
     }
     for word in ["private", "slave", "unbindable"] {
         let destination = format!("/{word}");
-        bundle.mount(json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", word]}));
+        bundle.mount(
+            json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", word]}),
+        );
     }
     let outcome = bundle.run();
     let outside = fs::read_to_string("/proc/self/mounts").unwrap();
@@ -363,11 +392,13 @@ fn tmpfs_looks_like_what_it_covers() {
 }
 
 fn a_read_only_tmpfs_with_a_mount_in_it() {
-    let mut bundle = Bundle::new("touch /run/x 2>/dev/null || echo ro; touch /run/sub/x && echo rw");
-    fs::create_dir(bundle.path().join("source")).unwrap();
-    bundle.mount(json!({"destination": "/run", "type": "tmpfs", "options": ["ro", "mode=755"]}));
-    bundle.mount(json!({"destination": "/run/sub", "source": "source", "options": ["bind"]}));
-    assert_eq!(bundle.run().unwrap().text(), "ro\nrw");
+    for option in ["ro", "rro"] {
+        let mut bundle = Bundle::new("touch /run/x 2>/dev/null || echo ro; touch /run/sub/x && echo rw");
+        fs::create_dir(bundle.path().join("source")).unwrap();
+        bundle.mount(json!({"destination": "/run", "type": "tmpfs", "options": [option, "mode=755"]}));
+        bundle.mount(json!({"destination": "/run/sub", "source": "source", "options": ["bind"]}));
+        assert_eq!(bundle.run().unwrap().text(), "ro\nrw", "{option}");
+    }
 }
 
 fn cgroups_are_shown() {
@@ -382,6 +413,20 @@ fn cgroups_are_shown() {
     let node = bundle.run().unwrap().out;
     assert!(node.lines().filter(|l| l.contains(':')).all(|l| l.ends_with(&bundle.id)), "{node}");
     assert!(node.contains("\n1\n"), "{node}");
+}
+
+fn options_of_cgroup_mounts() {
+    let script = "for d in $(find /data -name cgroup.procs); do mkdir ${d%cgroup.procs}x 2>/dev/null && echo $d; done; \
+        touch /data/x 2>/dev/null && echo top; grep -v '^[^-]* /data[^-]* shared:' /proc/self/mountinfo | grep ' /data'; \
+        grep -c ' /data[^ ]* ro,.*cgroup' /proc/self/mountinfo";
+    let mut bundle = Bundle::new(script);
+    let options = json!(["rro", "rshared"]);
+    bundle.mount(json!({"destination": "/data", "type": "cgroup", "source": "cgroup", "options": options}));
+    let text = bundle.run().unwrap().text().to_owned();
+    assert!(
+        text.parse::<u32>().is_ok_and(|mounts| mounts > 0),
+        "what is listed is writable, or not shared: {text}"
+    );
 }
 
 fn the_node_does_not_see_it() {

@@ -13,6 +13,7 @@ use crate::scratch::{Bundle, end, quiet, words};
 pub(crate) const TESTS: &[Test] = &[
     ("users::inside_it_is_root", inside_it_is_root),
     ("users::layers_are_shown_with_the_owners_inside", layers_are_shown_with_the_owners_inside),
+    ("users::options_of_a_layered_root", options_of_a_layered_root),
     ("users::volumes_are_mapped_when_asked", volumes_are_mapped_when_asked),
     ("users::a_mount_can_be_mapped_without_a_user_namespace", a_mount_can_be_mapped_without_a_user_namespace),
     ("users::the_node_cannot_be_reached", the_node_cannot_be_reached),
@@ -133,6 +134,15 @@ fn layers_are_shown_with_the_owners_inside() {
     assert_eq!(owner("upper/made"), (FIRST + 7, FIRST + 8));
     // what the runtime makes for its mounts is the container's too
     assert_eq!(owner("upper/proc"), (FIRST, FIRST));
+}
+
+fn options_of_a_layered_root() {
+    let mut bundle = in_user_namespace("touch /x 2>/dev/null || grep ' / / ' /proc/self/mountinfo");
+    with_layers(&mut bundle);
+    let options = bundle.config["mounts"][0]["options"].as_array_mut().unwrap();
+    options.extend(["rro", "rnosuid", "rshared"].map(Into::into));
+    let text = bundle.run().unwrap().text().to_owned();
+    assert!(text.contains(" / / ro,nosuid,") && text.contains(" shared:"), "{text}");
 }
 
 fn volume(bundle: &Bundle, name: &str) -> std::path::PathBuf {
