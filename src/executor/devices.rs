@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use sys::mount;
@@ -37,6 +37,12 @@ impl Node {
         self.owned = true;
         self
     }
+
+    /// Whether something is this device, whoever it belongs to.
+    fn is(&self, stat: &FileStat) -> bool {
+        let number = makedev(self.major, self.minor);
+        stat.st_mode & SFlag::S_IFMT.bits() == self.kind.bits() && stat.st_rdev == number
+    }
 }
 
 /// What every container has (runtime-spec, config-linux.md, "Default Devices").
@@ -51,7 +57,7 @@ const DEFAULTS: [(&str, u64, u64); 6] = [
 
 /// The nodes of a config and the default ones that it does not name itself.
 pub(crate) fn nodes(devices: &[LinuxDevice]) -> Vec<Node> {
-    let mut nodes: Vec<Node> = devices.iter().map(node).collect();
+    let mut nodes = listed(devices);
     for (path, major, minor) in DEFAULTS {
         if !nodes.iter().any(|n| n.path == Path::new(path)) {
             let path = PathBuf::from(path);
@@ -68,6 +74,11 @@ pub(crate) fn nodes(devices: &[LinuxDevice]) -> Vec<Node> {
         }
     }
     nodes
+}
+
+/// The nodes of a config alone.
+pub(crate) fn listed(devices: &[LinuxDevice]) -> Vec<Node> {
+    devices.iter().map(node).collect()
 }
 
 fn node(device: &LinuxDevice) -> Node {
@@ -101,6 +112,16 @@ pub(crate) fn make(root: BorrowedFd<'_>, node: &Node, proc: &Proc) -> Result<()>
     }
 }
 
+/// A node that has to be there already, as it is: the directory is not the container's.
+pub(crate) fn demand(root: BorrowedFd<'_>, node: &Node) -> Result<()> {
+    let there = inside::find(root, &node.path).and_then(|found| Ok(fstat(&found)?));
+    if there.is_ok_and(|stat| node.is(&stat)) {
+        return Ok(());
+    }
+    let why = "it is not there, and nothing is made in a /dev that is a bind mount";
+    Err(Error::invalid("find device", node.path.display(), why))
+}
+
 fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node, proc: &Proc) -> io::Result<()> {
     let number = makedev(node.major, node.minor);
     match mknodat(parent, name, node.kind, Mode::from_bits_truncate(node.mode), number) {
@@ -110,7 +131,7 @@ fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node, proc: &Proc) -> io
     // The directory may be a volume that another container changes meanwhile: from here on it is this very node.
     let made = openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     let stat = fstat(&made)?;
-    if stat.st_mode & SFlag::S_IFMT.bits() != node.kind.bits() || stat.st_rdev != number {
+    if !node.is(&stat) {
         return Err(Errno::EEXIST.into());
     }
     if node.owned || (node.uid, node.gid) != (0, 0) {

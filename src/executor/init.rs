@@ -270,15 +270,19 @@ impl Init<'_> {
     }
 
     fn make_devices(&self, root: &Root) -> Result<Option<Console>> {
-        let bound =
-            |e: &&Entry| e.destination == Path::new("/dev") && matches!(e.source, Source::Bind { .. });
-        // With the node's own /dev everything is there already.
-        if !self.plan.entries.iter().any(|e| bound(&e)) {
-            let listed = self.plan.linux()?.devices().as_deref().unwrap_or_default();
-            for node in devices::nodes(listed) {
-                let node = if self.owners.mapped() { node.owned_by_node() } else { node };
+        let listed = self.plan.linux()?.devices().as_deref().unwrap_or_default();
+        let dev = self.plan.entries.iter().rfind(|e| e.destination == Path::new("/dev"));
+        // A /dev that is bound is somebody else's, often the node's own: what is to be in it has to be there already.
+        let bound = dev.is_some_and(|e| matches!(e.source, Source::Bind { .. }));
+        for node in if bound { devices::listed(listed) } else { devices::nodes(listed) } {
+            let node = if self.owners.mapped() { node.owned_by_node() } else { node };
+            if bound && node.path.starts_with("/dev") {
+                devices::demand(root.as_fd(), &node)?;
+            } else {
                 devices::make(root.as_fd(), &node, &self.plan.proc)?;
             }
+        }
+        if !bound {
             devices::links(root.as_fd(), root.devpts.is_some())?;
         }
         let process = self.plan.process()?;

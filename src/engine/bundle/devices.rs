@@ -35,9 +35,10 @@ pub(super) fn gather(config: &ContainerConfig, privileged: bool, owned: bool) ->
     let mut devices = Devices { nodes: Vec::new(), rules: vec![deny] };
     if privileged {
         devices.rules = vec![json!({"allow": true, "access": "rwm"})];
-        let all =
-            walk(Path::new("/dev"), true).map_err(|e| Error::because(Kind::Internal, "list /dev", e))?;
-        for path in all {
+        // What a volume at /dev shows, often the node's own, is for the one who put it there to say.
+        let covered = config.mounts.iter().any(|m| Path::new(&m.container_path) == Path::new("/dev"));
+        let all = if covered { Ok(Vec::new()) } else { walk(Path::new("/dev"), true) };
+        for path in all.map_err(|e| Error::because(Kind::Internal, "list /dev", e))? {
             // one that vanishes meanwhile is none
             let Ok(meta) = fs::symlink_metadata(&path) else { continue };
             devices.nodes.extend(node(&path, &meta));
@@ -178,6 +179,17 @@ mod tests {
         assert_eq!(owner(&config, true), (json!(1000), json!(2000)));
         config.security.run_as_group = None;
         assert_eq!(owner(&config, true), (json!(1000), json!(0)));
+    }
+
+    #[test]
+    fn a_volume_at_dev_stands_for_itself() {
+        let mut config = config("/dev/null", "/dev/nothing", "r");
+        assert!(gather(&config, true, false).unwrap().nodes.len() > 2);
+        config.mounts =
+            serde_json::from_value(json!([{"container_path": "/dev/", "host_path": "/dev"}])).unwrap();
+        let devices = gather(&config, true, false).unwrap();
+        assert_eq!(devices.nodes.len(), 1, "the one that the request names");
+        assert_eq!(devices.rules[0]["allow"], true);
     }
 
     #[test]

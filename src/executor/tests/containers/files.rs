@@ -18,6 +18,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("files::options_of_a_layered_root", options_of_a_layered_root),
     ("files::device_nodes_and_links", device_nodes_and_links),
     ("files::devices_of_the_config", devices_of_the_config),
+    ("files::devices_beside_a_bound_dev", devices_beside_a_bound_dev),
     ("files::masks_and_read_only_paths", masks_and_read_only_paths),
     ("files::bind_mount_options", bind_mount_options),
     ("files::recursive_read_only", recursive_read_only),
@@ -162,6 +163,29 @@ fn devices_of_the_config() {
     ]);
     let expected = "character special file 1:7 600 5 6\nfifo 0:0 622 0 0";
     assert_eq!(bundle.run().unwrap().text(), expected);
+}
+
+fn devices_beside_a_bound_dev() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let mut bundle = Bundle::new("stat -c '%F %t:%T %a %u' /opt/null2; ls /dev");
+    let dev = bundle.path().join("dev");
+    fs::create_dir(&dev).unwrap();
+    mknod(&dev.join("own"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(1, 3)).unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
+    mounts.push(json!({"destination": "/dev", "type": "bind", "source": dev, "options": ["rbind"]}));
+    let device = |path: &str, minor: u32| json!({"path": path, "type": "c", "major": 1, "minor": minor, "fileMode": 0o666, "uid": 9, "gid": 9});
+    bundle.config["linux"]["devices"] = json!([device("/opt/null2", 3), device("/dev/own", 3)]);
+    assert_eq!(bundle.run().unwrap().text(), "character special file 1:3 666 9\nown");
+    let own = fs::metadata(dev.join("own")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((own.mode() & 0o777, own.uid()), (0o600, 0), "what is bound stays as it is");
+    for missing in [device("/dev/other", 3), device("/dev/own", 5)] {
+        bundle.config["linux"]["devices"] = json!([missing]);
+        let error = bundle.run().unwrap_err();
+        assert_eq!((error.kind, error.object.as_str()), (Kind::Invalid, missing["path"].as_str().unwrap()));
+    }
+    assert_eq!(fs::read_dir(dev).unwrap().count(), 1, "nothing is made in it");
 }
 
 fn masks_and_read_only_paths() {
