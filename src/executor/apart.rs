@@ -22,7 +22,7 @@
 //!
 //! What must never happen: a process that has entered the user namespace and holds a descriptor of a directory of the node
 //! that it could walk from (init holds none that is not the container's, apart from the node's procfs); a device that
-//! belongs to the container's root.
+//! belongs to somebody in the container when the config does not say so by an owner.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;

@@ -14,6 +14,7 @@ use sys::mount;
 
 use crate::attributes::Proc;
 use crate::error::{Context, Error, Result};
+use crate::id_maps::Owners;
 use crate::inside::{self, Make};
 
 /// A node to make.
@@ -26,18 +27,11 @@ pub(crate) struct Node {
     mode: u32,
     uid: u32,
     gid: u32,
-    /// Its owner is set even where it is the default one.
+    /// Its owner is set even where it is the default one: who makes it may make files as somebody else.
     owned: bool,
 }
 
 impl Node {
-    /// Keep it the node's own, whoever makes it: the root of a user namespace must not own a device that it may only use
-    /// as far as its owner lets it.
-    pub(crate) fn owned_by_node(mut self) -> Node {
-        self.owned = true;
-        self
-    }
-
     /// Whether something is this device, whoever it belongs to.
     fn is(&self, stat: &FileStat) -> bool {
         let number = makedev(self.major, self.minor);
@@ -55,48 +49,44 @@ const DEFAULTS: [(&str, u64, u64); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
-/// The nodes of a config and the default ones that it does not name itself.
-pub(crate) fn nodes(devices: &[LinuxDevice]) -> Vec<Node> {
-    let mut nodes = listed(devices);
+/// The nodes of a config and the default ones that it does not name itself. Those without an owner are the node's own, whoever
+/// makes them: the root of a user namespace must not own a device that it may only use as far as its owner lets it.
+pub(crate) fn nodes(devices: &[LinuxDevice], owners: &Owners) -> Result<Vec<Node>> {
+    let mut nodes = listed(devices, owners)?;
     for (path, major, minor) in DEFAULTS {
         if !nodes.iter().any(|n| n.path == Path::new(path)) {
-            let path = PathBuf::from(path);
-            nodes.push(Node {
-                path,
-                kind: SFlag::S_IFCHR,
-                major,
-                minor,
-                mode: 0o666,
-                uid: 0,
-                gid: 0,
-                owned: false,
-            });
+            let (path, kind, owned) = (PathBuf::from(path), SFlag::S_IFCHR, owners.mapped());
+            nodes.push(Node { path, kind, major, minor, mode: 0o666, uid: 0, gid: 0, owned });
         }
     }
-    nodes
+    Ok(nodes)
 }
 
 /// The nodes of a config alone.
-pub(crate) fn listed(devices: &[LinuxDevice]) -> Vec<Node> {
-    devices.iter().map(node).collect()
+pub(crate) fn listed(devices: &[LinuxDevice], owners: &Owners) -> Result<Vec<Node>> {
+    devices.iter().map(|device| node(device, owners)).collect()
 }
 
-fn node(device: &LinuxDevice) -> Node {
+fn node(device: &LinuxDevice, owners: &Owners) -> Result<Node> {
     let kind = match device.typ() {
         LinuxDeviceType::B => SFlag::S_IFBLK,
         LinuxDeviceType::P => SFlag::S_IFIFO,
         LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::A => SFlag::S_IFCHR,
     };
-    Node {
+    let unknown = |e: Error| {
+        let why = format!("its owner {}: {}", e.object, e.cause);
+        Error::invalid("make device", device.path().display(), why)
+    };
+    Ok(Node {
         path: device.path().clone(),
         kind,
         major: device.major() as u64,
         minor: device.minor() as u64,
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-        owned: false,
-    }
+        uid: device.uid().map_or(Ok(0), |uid| owners.user(uid)).map_err(unknown)?,
+        gid: device.gid().map_or(Ok(0), |gid| owners.group(gid)).map_err(unknown)?,
+        owned: owners.mapped(),
+    })
 }
 
 /// Make a node in the root. One that is there already must be the same device.
@@ -180,7 +170,7 @@ mod tests {
     fn own_nodes_replace_the_default_ones() {
         let json =
             serde_json::json!({"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600});
-        let nodes = nodes(&[serde_json::from_value(json).unwrap()]);
+        let nodes = nodes(&[serde_json::from_value(json).unwrap()], &Owners::default()).unwrap();
         assert_eq!(nodes.len(), DEFAULTS.len());
         assert_eq!(nodes[0].mode, 0o600);
     }

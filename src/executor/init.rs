@@ -274,8 +274,8 @@ impl Init<'_> {
         let dev = self.plan.entries.iter().rfind(|e| e.destination == Path::new("/dev"));
         // A /dev that is bound is somebody else's, often the node's own: what is to be in it has to be there already.
         let bound = dev.is_some_and(|e| matches!(e.source, Source::Bind { .. }));
-        for node in if bound { devices::listed(listed) } else { devices::nodes(listed) } {
-            let node = if self.owners.mapped() { node.owned_by_node() } else { node };
+        let wanted = if bound { devices::listed } else { devices::nodes };
+        for node in wanted(listed, &self.owners)? {
             if bound && node.path.starts_with("/dev") {
                 devices::demand(root.as_fd(), &node)?;
             } else {

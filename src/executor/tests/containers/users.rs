@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("users::volumes_are_mapped_when_asked", volumes_are_mapped_when_asked),
     ("users::a_mount_can_be_mapped_without_a_user_namespace", a_mount_can_be_mapped_without_a_user_namespace),
     ("users::the_node_cannot_be_reached", the_node_cannot_be_reached),
+    ("users::devices_belong_to_whom_the_config_says", devices_belong_to_whom_the_config_says),
     ("users::its_namespaces_are_its_own", its_namespaces_are_its_own),
     ("users::an_exec_is_in_it", an_exec_is_in_it),
     ("users::with_the_nodes_network", with_the_nodes_network),
@@ -227,10 +228,30 @@ fn the_node_cannot_be_reached() {
     let options = json!(["rbind", "ro", "idmap"]);
     bundle.mount(json!({"destination": "/readonly", "type": "bind", "source": source, "options": options}));
     // memory of the kernel's null device, by the number of a device that everybody may use in this cgroup
-    bundle.config["linux"]["devices"] = json!([{"path": "/dev/disk", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600, "uid": 0, "gid": 0}]);
+    bundle.config["linux"]["devices"] =
+        json!([{"path": "/dev/disk", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600}]);
     let outcome = bundle.run().unwrap();
     assert_eq!(outcome.text(), "mounted", "what is listed before was possible");
     assert_eq!(fs::metadata(source.join("of-root")).unwrap().uid(), 0);
+}
+
+fn devices_belong_to_whom_the_config_says() {
+    let mut bundle = in_user_namespace(
+        "stat -c '%u %g' /dev/own /dev/other /dev/null; echo x > /dev/own && echo opened; echo x 2>/dev/null > /dev/other",
+    );
+    bundle.config["process"]["user"] = json!({"uid": 7, "gid": 9});
+    bundle.config["process"]["capabilities"] = json!({});
+    let device = |path: &str| json!({"path": path, "type": "c", "major": 1, "minor": 3, "fileMode": 0o600});
+    let mut own = device("/dev/own");
+    (own["uid"], own["gid"]) = (json!(7), json!(8));
+    bundle.config["linux"]["devices"] = json!([own, device("/dev/other")]);
+    let outcome = bundle.run().unwrap();
+    // who has no owner in it belongs to the node's root
+    assert_eq!(outcome.out.trim(), "7 8\n65534 65534\n65534 65534\nopened");
+    assert_ne!(outcome.code, 0, "/dev/other was opened");
+    bundle.config["linux"]["devices"][0]["gid"] = json!(70_000);
+    let error = bundle.run().unwrap_err();
+    assert_eq!((error.kind, error.object.as_str()), (Kind::Invalid, "/dev/own"), "{error}");
 }
 
 fn its_namespaces_are_its_own() {
