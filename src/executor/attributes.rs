@@ -180,9 +180,7 @@ pub(crate) fn set_labels(proc: &Proc, process: &Process, warnings: &mut Vec<Stri
         .step("set AppArmor profile", profile)?;
     }
     if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
-        if !Path::new("/sys/fs/selinux/enforce").exists() && !selinux_on(proc) {
-            return Err(Error::unsupported("set SELinux label", label, "this kernel runs no SELinux"));
-        }
+        demand_selinux(proc, "set SELinux label", label)?;
         proc.write("self/attr/exec", label).step("set SELinux label", label)?;
         match proc.write("self/attr/keycreate", label) {
             Ok(()) => {
@@ -201,6 +199,14 @@ pub(crate) fn set_labels(proc: &Proc, process: &Process, warnings: &mut Vec<Stri
 /// The current label's shape tells who owns the shared attribute files.
 fn apparmor_on(proc: &Proc) -> bool {
     proc.read("self/attr/current").is_ok_and(|c| c.starts_with("unconfined") || c.contains('('))
+}
+
+/// A label means nothing to a kernel without SELinux: file systems that take no such option would go without it unsaid.
+pub(crate) fn demand_selinux(proc: &Proc, step: &str, label: &str) -> Result<()> {
+    if Path::new("/sys/fs/selinux/enforce").exists() || selinux_on(proc) {
+        return Ok(());
+    }
+    Err(Error::unsupported(step, label, "this kernel runs no SELinux"))
 }
 
 fn selinux_on(proc: &Proc) -> bool {

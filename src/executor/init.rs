@@ -162,7 +162,7 @@ impl Init<'_> {
         let (place, label) = (self.place(), self.label()?);
         let overlays = overlay::mapped_overlays(&plan.entries, &plan.id_maps, label.as_deref(), &place)?;
         copies.iter_mut().zip(overlays).for_each(|(copy, overlay)| *copy = copy.take().or(overlay));
-        let mut root = self.make_root()?;
+        let mut root = self.make_root(label)?;
         self.owners.assume()?;
         root.belong_to(self.owners.clone());
         self.make_mounts(&mut root, copies)?;
@@ -228,13 +228,18 @@ impl Init<'_> {
         config.map_or(self.plan.bundle.clone(), |r| self.plan.bundle.join(r.path()))
     }
 
+    /// For new file systems.
     fn label(&self) -> Result<Option<String>> {
-        Ok(self.plan.linux()?.mount_label().clone().filter(|l| !l.is_empty()))
+        let label = self.plan.linux()?.mount_label().clone().filter(|l| !l.is_empty());
+        if let Some(label) = &label {
+            attributes::demand_selinux(&self.plan.proc, "set SELinux label of mounts", label)?;
+        }
+        Ok(label)
     }
 
-    fn make_root(&self) -> Result<Root> {
+    fn make_root(&self, label: Option<String>) -> Result<Root> {
         let map = self.plan.id_maps.first().and_then(Option::as_ref);
-        Root::make(&self.place(), self.plan.entries.first(), map, self.label()?)
+        Root::make(&self.place(), self.plan.entries.first(), map, label)
     }
 
     fn make_mounts(&self, root: &mut Root, copies: Vec<Option<OwnedFd>>) -> Result<()> {
