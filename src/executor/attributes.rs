@@ -54,6 +54,12 @@ impl Proc {
         Ok(fchmodat(&self.0, path.as_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?)
     }
 
+    /// What a descriptor (`O_PATH` too) of this process refers to, to be read.
+    pub(crate) fn open_to_read(&self, of: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+        let path = format!("self/fd/{}", of.as_raw_fd());
+        Ok(openat(&self.0, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
+    }
+
     /// A namespace of this process, by its name in /proc.
     pub(crate) fn open_namespace(&self, name: &str) -> io::Result<OwnedFd> {
         let path = format!("self/ns/{name}");

@@ -250,7 +250,7 @@ impl Init<'_> {
                 in_cgroup = true;
             }
             if !entry.is_root() {
-                root.add(entry, copy, &self.plan.cgroup)?;
+                root.add(entry, copy, &self.plan.cgroup, &self.plan.proc)?;
             }
         }
         if in_cgroup { Ok(()) } else { self.enter_cgroup() }

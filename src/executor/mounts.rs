@@ -42,6 +42,8 @@ pub(crate) struct Entry {
     pub(crate) propagation: Option<(Propagation, bool)>,
     /// Options of the file system itself.
     pub(crate) data: Vec<String>,
+    /// A tmpfs starts with a copy of what it covers.
+    pub(crate) copy_up: bool,
     pub(crate) id_map: Option<IdMap>,
 }
 
@@ -90,6 +92,25 @@ const PLAIN: &[(&str, Attributes)] = &[
     ("nostrictatime", clear(mount::ATIME)),
     ("defaults", set(0)),
 ];
+
+/// Options of a whole file system, not of a mount of it: for a bind mount of what somebody else has mounted the kernel ignores
+/// them (mount(2), MS_BIND and MS_REMOUNT), and so do we. A cgroup is shown by bind mounts too.
+const OF_SUPERBLOCK: &[&str] = &[
+    "async",
+    "sync",
+    "dirsync",
+    "iversion",
+    "noiversion",
+    "lazytime",
+    "nolazytime",
+    "mand",
+    "nomand",
+    "loud",
+    "silent",
+];
+
+/// Those that a new file system does not need to be told: they are how it starts, or about messages of the kernel.
+const MEANINGLESS: &[&str] = &["noiversion", "loud", "silent"];
 
 const fn set(bits: u64) -> Attributes {
     Attributes { set: bits, clear: 0 }
@@ -146,16 +167,20 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
         recursive: Attributes::default(),
         propagation: None,
         data: Vec::new(),
+        copy_up: false,
         id_map: given_maps(entry),
     };
     let (mut bind, mut deep, mut remount) = (kind == "bind" || kind == "rbind", kind == "rbind", false);
-    for option in entry.options().iter().flatten() {
-        match option.as_str() {
+    // An overlay's words are names of directories, which may have commas.
+    let split = |text| if kind == "overlay" { vec![text] } else { words(text) };
+    for option in entry.options().iter().flatten().flat_map(|text| split(text)) {
+        match option {
             "bind" => bind = true,
             "rbind" => (bind, deep) = (true, true),
             "remount" => remount = true,
             "idmap" => parsed.id_map.get_or_insert(AS_CONTAINER).recursive = false,
             "ridmap" => parsed.id_map.get_or_insert(AS_CONTAINER).recursive = true,
+            "tmpcopyup" => parsed.copy_up = true,
             "rnorelatime" | "rnostrictatime" => merge(&mut parsed.recursive, clear(mount::ATIME)),
             word => apply(word, &mut parsed),
         }
@@ -174,8 +199,24 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
             Source::FileSystem { kind: kind.to_owned(), source }
         }
     };
+    let without_effect = match &parsed.source {
+        Source::Remount if !bind => &[],
+        Source::FileSystem { .. } => MEANINGLESS,
+        _ => OF_SUPERBLOCK,
+    };
+    parsed.data.retain(|word| !without_effect.contains(&word.as_str()));
     check_data(&parsed)?;
     Ok(parsed)
+}
+
+/// One string can hold several options. A comma in quotes is a part of a value.
+fn words(text: &str) -> Vec<&str> {
+    let mut quoted = false;
+    let parted = text.split(|letter| {
+        quoted ^= letter == '"';
+        letter == ',' && !quoted
+    });
+    parted.filter(|word| !word.is_empty()).collect()
 }
 
 fn apply(word: &str, entry: &mut Entry) {
@@ -196,6 +237,11 @@ fn refused(entry: &Entry, why: &str) -> Error {
 
 /// Only a new file system can take words that are not mount attributes.
 fn check_data(entry: &Entry) -> Result<()> {
+    let tmpfs = matches!(&entry.source, Source::FileSystem { kind, .. } if kind == "tmpfs");
+    if entry.copy_up && !tmpfs {
+        let why = "only a tmpfs knows the option \"tmpcopyup\"";
+        return Err(Error::unsupported("mount", entry.destination.display(), why));
+    }
     let Some(word) = entry.data.first() else { return Ok(()) };
     match entry.source {
         Source::FileSystem { .. } => Ok(()),
@@ -255,6 +301,29 @@ mod tests {
         assert_eq!(all(serde_json::json!(["ro", "rrw"])), clear(mount::RDONLY));
         let times = Attributes { set: mount::STRICTATIME, clear: mount::ATIME };
         assert_eq!(all(serde_json::json!(["noatime", "rstrictatime"])), times);
+    }
+
+    #[test]
+    fn one_string_holds_several_options() {
+        let tmpfs = serde_json::json!({"destination": "/d", "type": "tmpfs",
+            "options": ["size=64k,mode=700,ro", "context=\"a:s0:c1,c2\",nosuid", "tmpcopyup,sync,silent"]});
+        let e = entry(tmpfs).unwrap();
+        assert_eq!(e.data, ["size=64k", "mode=700", "context=\"a:s0:c1,c2\"", "sync"]);
+        assert_eq!((e.attributes, e.copy_up), (set(mount::RDONLY | mount::NOSUID), true));
+        let overlay =
+            serde_json::json!({"destination": "/", "type": "overlay", "options": ["lowerdir=/a,b:/c"]});
+        assert_eq!(entry(overlay).unwrap().data, ["lowerdir=/a,b:/c"]);
+    }
+
+    #[test]
+    fn a_bind_mount_leaves_the_file_system_as_it_is() {
+        let bind = |options: serde_json::Value| {
+            entry(serde_json::json!({"destination": "/d", "source": "/x", "options": options}))
+        };
+        assert_eq!(bind(serde_json::json!(["bind", "sync,async", "lazytime"])).unwrap().data.len(), 0);
+        for other in [serde_json::json!(["bind", "tmpcopyup"]), serde_json::json!(["remount", "sync"])] {
+            assert_eq!(bind(other).unwrap_err().kind, crate::Kind::Unsupported);
+        }
     }
 
     #[test]

@@ -234,6 +234,7 @@ mod tests {
             recursive: Attributes::default(),
             propagation: None,
             data: vec![format!("lowerdir={}", lower.join(":"))],
+            copy_up: false,
             id_map: None,
         };
         // a thread with a mount namespace and a working directory of its own

@@ -23,6 +23,8 @@ use nix::sys::statfs::{self, FsType, PROC_SUPER_MAGIC, fstatfs};
 use sys::cgroup::{Cgroup, Hierarchy, Layout, Version};
 use sys::mount::{self, Attributes, FileSystem, Propagation};
 
+use crate::attributes::Proc;
+use crate::copy_up;
 use crate::error::{Context, Error, Result};
 use crate::id_maps::{self, Owners};
 use crate::inside::{self, Make};
@@ -121,7 +123,13 @@ impl Root {
     }
 
     /// Make one mount of the config.
-    pub(crate) fn add(&mut self, entry: &Entry, copy: Option<OwnedFd>, cgroup: &Cgroup) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        entry: &Entry,
+        copy: Option<OwnedFd>,
+        cgroup: &Cgroup,
+        proc: &Proc,
+    ) -> Result<()> {
         match &entry.source {
             Source::Bind { .. } => {
                 // copy_sources gives one for each entry of this kind
@@ -130,7 +138,7 @@ impl Root {
             }
             Source::Cgroup => self.add_cgroup(entry, cgroup),
             Source::FileSystem { kind, .. } if kind == "overlay" => self.add_overlay(entry, copy),
-            Source::FileSystem { kind, source } => self.add_file_system(entry, kind, source),
+            Source::FileSystem { kind, source } => self.add_file_system(entry, (kind, source), proc),
             Source::Remount => {
                 let target = self.find(entry)?;
                 finish(entry, target.as_fd())
@@ -175,7 +183,7 @@ impl Root {
         mount::attach(new.as_fd(), target.as_fd()).step("mount overlay at", entry.destination.display())
     }
 
-    fn add_file_system(&mut self, entry: &Entry, kind: &str, source: &str) -> Result<()> {
+    fn add_file_system(&mut self, entry: &Entry, (kind, source): (&str, &str), proc: &Proc) -> Result<()> {
         let target = match kind {
             "proc" | "sysfs" => self.plain_target(entry)?,
             _ => self.target(entry, Make::Directory)?,
@@ -201,6 +209,9 @@ impl Root {
                 other.map_err(|e| Complaint(e, fs.complaint()).at(&step, entry.destination.display()))?
             }
         };
+        if entry.copy_up {
+            copy_up::copy(target.as_fd(), new.as_fd(), proc)?;
+        }
         if kind == "mqueue"
             && let Some(label) = &self.label
         {
@@ -237,19 +248,23 @@ impl Root {
         target: &OwnedFd,
     ) -> io::Result<()> {
         fs.set("source", source)?;
-        let mut has_mode = false;
         for option in &entry.data {
             match option.split_once('=') {
                 Some((key, value)) => {
-                    has_mode |= key == "mode";
                     fs.set(key, self.owners.translated(key, value)?.as_ref())?;
                 }
                 None => fs.flag(option)?,
             }
         }
-        if kind == "tmpfs" && !has_mode {
+        let given = |key: &str| entry.data.iter().any(|o| o.split_once('=').is_some_and(|(k, _)| k == key));
+        let covered = fstat(target)?;
+        if kind == "tmpfs" && !given("mode") {
             // As the directory that it covers, so that a root's own choice for /tmp or /run stays.
-            fs.set("mode", format!("{:o}", fstat(target)?.st_mode & 0o7777))?;
+            fs.set("mode", format!("{:o}", covered.st_mode & 0o7777))?;
+        }
+        let owner = [("uid", covered.st_uid), ("gid", covered.st_gid)];
+        for (key, id) in owner.into_iter().filter(|(key, _)| entry.copy_up && !given(key)) {
+            fs.set(key, id.to_string())?;
         }
         if source.starts_with('/') && entry.attributes.set & mount::RDONLY != 0 {
             fs.flag("ro")?;

@@ -31,6 +31,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("files::a_hostile_dev", a_hostile_dev),
     ("files::the_working_directory", the_working_directory),
     ("files::tmpfs_looks_like_what_it_covers", tmpfs_looks_like_what_it_covers),
+    ("files::a_tmpfs_starts_as_what_it_covers", a_tmpfs_starts_as_what_it_covers),
+    ("files::mount_options_that_are_common", mount_options_that_are_common),
     ("files::a_read_only_tmpfs_with_a_mount_in_it", a_read_only_tmpfs_with_a_mount_in_it),
     ("files::cgroups_are_shown", cgroups_are_shown),
     ("files::options_of_cgroup_mounts", options_of_cgroup_mounts),
@@ -413,6 +415,73 @@ fn tmpfs_looks_like_what_it_covers() {
     bundle.config["mounts"].as_array_mut().unwrap().swap_remove(10);
     let error = bundle.run().unwrap_err().to_string();
     assert!(error.contains("nosuchfs"), "{error}");
+}
+
+fn a_tmpfs_starts_as_what_it_covers() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let script = "cd /data; stat -c '%n %F %a %u:%g %h %t:%T' . file other deep deep/below pipe null out; \
+        cat file deep/below/x; readlink out; stat -c '%Y' file; stat -f -c %T /data; \
+        echo more >> other; cat file; rm -r deep; touch y 2>/dev/null || echo ro";
+    let mut bundle = Bundle::new(script);
+    let data = bundle.root().join("data");
+    fs::create_dir_all(data.join("deep/below")).unwrap();
+    fs::write(data.join("file"), "text\n").unwrap();
+    fs::write(data.join("deep/below/x"), "x\n").unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    symlink(outside.path(), data.join("out")).unwrap();
+    symlink("data", bundle.root().join("link")).unwrap();
+    fs::hard_link(data.join("file"), data.join("other")).unwrap();
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    nix::unistd::mkfifo(&data.join("pipe"), Mode::from_bits_truncate(0o640)).unwrap();
+    mknod(&data.join("null"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(1, 3)).unwrap();
+    for (name, mode, owner) in [
+        ("", 0o1770, 3),
+        ("file", 0o4751, 5),
+        ("deep", 0o711, 6),
+        ("deep/below", 0o2700, 7),
+        ("pipe", 0o640, 8),
+    ] {
+        chown(data.join(name), Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(data.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::lchown(data.join("out"), Some(9), Some(9)).unwrap();
+    let file = fs::File::options().write(true).open(data.join("file")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000)).unwrap();
+    let options = json!(["tmpcopyup,size=1m", "nosuid"]);
+    bundle.mount(json!({"destination": "/link", "type": "tmpfs", "source": "tmpfs", "options": options}));
+    let expected = format!(
+        ". directory 1770 3:3 3 0:0\nfile regular file 4751 5:5 2 0:0\nother regular file 4751 5:5 2 0:0\n\
+        deep directory 711 6:6 3 0:0\ndeep/below directory 2700 7:7 2 0:0\npipe fifo 640 8:8 1 0:0\n\
+        null character special file 600 0:0 1 1:3\nout symbolic link 777 9:9 1 0:0\n\
+        text\nx\n{}\n1000000\ntmpfs\ntext\nmore",
+        outside.path().display()
+    );
+    assert_eq!(bundle.run().unwrap().text(), expected);
+    assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "text\n", "the root is as it was");
+    assert!(data.join("deep/below/x").exists());
+    // read-only when it is filled; and too much for it is said
+    bundle.config["mounts"].as_array_mut().unwrap().last_mut().unwrap()["options"] =
+        json!(["tmpcopyup", "ro"]);
+    assert!(bundle.run().unwrap().out.ends_with("\nro\n"));
+    fs::write(data.join("big"), vec![1; 2 << 20]).unwrap();
+    bundle.config["mounts"].as_array_mut().unwrap().last_mut().unwrap()["options"] = options;
+    let error = bundle.run().unwrap_err().to_string();
+    assert!(error.contains("big") && error.contains("no space"), "{error}");
+}
+
+fn mount_options_that_are_common() {
+    let mut bundle = Bundle::new("grep -e ' /bound ' -e ' /new ' /proc/self/mounts");
+    let source = bundle.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let options = json!(["bind", "sync", "dirsync,lazytime", "ro,nosuid"]);
+    bundle.mount(json!({"destination": "/bound", "source": source, "options": options}));
+    let options = json!(["size=64k,mode=700", "sync,silent"]);
+    bundle.mount(json!({"destination": "/new", "type": "tmpfs", "source": "tmpfs", "options": options}));
+    let text = bundle.run().unwrap().text().to_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains(" ro,nosuid,") && !lines[0].contains("sync"), "{text}");
+    assert!(lines[1].contains(" rw,sync,") && lines[1].contains("size=64k,mode=700"), "{text}");
 }
 
 fn a_read_only_tmpfs_with_a_mount_in_it() {

@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("users::inside_it_is_root", inside_it_is_root),
     ("users::layers_are_shown_with_the_owners_inside", layers_are_shown_with_the_owners_inside),
     ("users::options_of_a_layered_root", options_of_a_layered_root),
+    ("users::a_tmpfs_with_files_of_the_layers", a_tmpfs_with_files_of_the_layers),
     ("users::volumes_are_mapped_when_asked", volumes_are_mapped_when_asked),
     ("users::a_mount_can_be_mapped_without_a_user_namespace", a_mount_can_be_mapped_without_a_user_namespace),
     ("users::the_node_cannot_be_reached", the_node_cannot_be_reached),
@@ -144,6 +145,19 @@ fn options_of_a_layered_root() {
     options.extend(["rro", "rnosuid", "rshared"].map(Into::into));
     let text = bundle.run().unwrap().text().to_owned();
     assert!(text.contains(" / / ro,nosuid,") && text.contains(" shared:"), "{text}");
+}
+
+fn a_tmpfs_with_files_of_the_layers() {
+    let mut bundle =
+        in_user_namespace("stat -c '%u:%g %a' /data /data/file; cat /data/file; echo x > /data/x");
+    with_layers(&mut bundle);
+    let data = bundle.path().join("two/data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("file"), "text\n").unwrap();
+    chown(data.join("file"), Some(5), Some(6)).unwrap();
+    fs::set_permissions(data.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    bundle.mount(json!({"destination": "/data", "type": "tmpfs", "options": ["tmpcopyup"]}));
+    assert_eq!(bundle.run().unwrap().text(), "0:0 755\n5:6 600\ntext");
 }
 
 fn volume(bundle: &Bundle, name: &str) -> std::path::PathBuf {
