@@ -355,14 +355,21 @@ fn limits_terminal_and_sysctls() {
 }
 
 fn hooks_see_the_container() {
-    let mut bundle = in_user_namespace("cat /hooked");
+    let mut bundle = in_user_namespace(
+        "cat /hooked; cd /proc/self/ns; readlink cgroup ipc net pid uts | cmp - /namespaces && grep -c ' /own tmpfs' /proc/self/mounts",
+    );
     chown(bundle.root(), Some(FIRST), Some(FIRST)).unwrap();
     let told = bundle.path().join("told");
     let hook = |script: String| json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
     let node = format!("sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' > {}", told.display());
+    let root = bundle.root().display().to_string();
+    let inside = format!(
+        "echo here > {root}/hooked; cd /proc/self/ns && readlink cgroup ipc net pid uts > {root}/namespaces; \
+         mkdir {root}/own && mount -t tmpfs own {root}/own"
+    );
     bundle.config["hooks"] = json!({
         "createRuntime": hook(node),
-        "createContainer": hook(format!("echo here > {}/hooked", bundle.root().display())),
+        "createContainer": hook(inside),
         "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "id -u >> /hooked"]}],
     });
     let (process, output) = bundle.start().unwrap();
@@ -370,7 +377,7 @@ fn hooks_see_the_container() {
     let outcome = crate::scratch::finish(&process, output);
     process.cgroup.kill().unwrap();
     process.cgroup.remove().unwrap();
-    assert_eq!(outcome.text(), "here\n0");
+    assert_eq!(outcome.text(), "here\n0\n1");
     assert_eq!(fs::read_to_string(told).unwrap().trim(), pid.to_string());
 }
 
