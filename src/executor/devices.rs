@@ -71,8 +71,11 @@ fn node(device: &LinuxDevice, owners: &Owners) -> Result<Node> {
     let kind = match device.typ() {
         LinuxDeviceType::B => SFlag::S_IFBLK,
         LinuxDeviceType::P => SFlag::S_IFIFO,
+        // the check of the config lets no A through
         LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::A => SFlag::S_IFCHR,
     };
+    // a pipe has no number, whatever is said
+    let number = |given: i64| if kind == SFlag::S_IFIFO { 0 } else { given as u64 };
     let unknown = |e: Error| {
         let why = format!("its owner {}: {}", e.object, e.cause);
         Error::invalid("make device", device.path().display(), why)
@@ -80,8 +83,8 @@ fn node(device: &LinuxDevice, owners: &Owners) -> Result<Node> {
     Ok(Node {
         path: device.path().clone(),
         kind,
-        major: device.major() as u64,
-        minor: device.minor() as u64,
+        major: number(device.major()),
+        minor: number(device.minor()),
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
         uid: device.uid().map_or(Ok(0), |uid| owners.user(uid)).map_err(unknown)?,
         gid: device.gid().map_or(Ok(0), |gid| owners.group(gid)).map_err(unknown)?,

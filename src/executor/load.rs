@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use oci::runtime::{Problem, check, check_process};
+use oci::runtime::{Problem, Untyped, check, check_process};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,7 +23,9 @@ impl From<Problem> for Error {
 /// what cannot be done.
 pub fn load(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
-    let spec = parse(&path, &read(&path)?)?;
+    let text = read(&path)?;
+    let spec = parse(&path, &text)?;
+    parse::<Untyped>(&path, &text)?.check()?;
     check(&spec)?;
     Ok(spec)
 }

@@ -10,8 +10,12 @@ use std::collections::HashSet;
 use std::path::{Component, Path};
 
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec,
+    Hooks, Linux, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction,
+    Mount, Process, Spec,
 };
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::{IdMaps, environment};
 
@@ -73,6 +77,19 @@ pub fn check(spec: &Spec) -> Result<(), Problem> {
     check_hooks(spec.hooks().as_ref())
 }
 
+/// Fields of the specification that its types here do not have.
+#[derive(Debug, Deserialize)]
+pub struct Untyped {
+    freebsd: Option<IgnoredAny>,
+}
+
+impl Untyped {
+    /// As [`check`].
+    pub fn check(&self) -> Result<(), Problem> {
+        refuse(self.freebsd.is_some(), "freebsd", "this is Linux")
+    }
+}
+
 /// Check a process: of a config, or one that is to be exec'd.
 pub fn check_process(process: &Process) -> Result<(), Problem> {
     demand(process.args().as_ref().is_some_and(|a| !a.is_empty()), "process.args", "is empty")?;
@@ -132,6 +149,8 @@ fn check_linux(linux: &Linux) -> Result<(), Problem> {
     for device in linux.devices().iter().flatten() {
         demand(device.path().is_absolute(), "linux.devices", "a path is not absolute")?;
         demand(device.major() >= 0 && device.minor() >= 0, "linux.devices", "a number is negative")?;
+        let all = device.typ() == LinuxDeviceType::A;
+        demand(!all, "linux.devices", "type a stands for all kinds: it is for rules, no node can be of it")?;
     }
     linux.seccomp().as_ref().map_or(Ok(()), check_seccomp)
 }
@@ -271,6 +290,8 @@ fn check_hooks(hooks: Option<&Hooks>) -> Result<(), Problem> {
         for hook in list.iter().flatten() {
             let field = format!("hooks.{name}");
             demand(hook.path().is_absolute(), &field, "path must be absolute")?;
+            let mut env = hook.env().iter().flatten();
+            demand(env.all(|entry| entry.contains('=')), &field, "an entry of env is not NAME=value")?;
             demand(hook.timeout().is_none_or(|t| t > 0), &field, "timeout must be positive")?;
         }
     }
@@ -310,7 +331,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let table: [(&str, Change); 24] = [
+        let table: [(&str, Change); 26] = [
             ("process.user", |j| j["process"]["user"]["uid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["gid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["additionalGids"] = serde_json::json!([1, u32::MAX])),
@@ -358,11 +379,25 @@ mod tests {
             ("linux.seccomp", |j| {
                 j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"});
             }),
+            ("linux.devices: type a", |j| {
+                j["linux"]["devices"] =
+                    serde_json::json!([{"path": "/x", "type": "a", "major": 1, "minor": 3}]);
+            }),
+            ("hooks.createRuntime: an entry of env", |j| {
+                j["hooks"] = serde_json::json!({"createRuntime": [{"path": "/x", "env": ["A=b", "HOME"]}]});
+            }),
             ("hooks.poststop", |j| j["hooks"] = serde_json::json!({"poststop": [{"path": "x"}]})),
         ];
         for (field, change) in table {
             let problem = parse(change).unwrap_err().to_string();
             assert!(problem.starts_with(field), "{problem:?} should start with {field:?}");
         }
+    }
+
+    #[test]
+    fn other_systems_are_refused() {
+        let check = |text| serde_json::from_str::<Untyped>(text).unwrap().check().map_err(|p| p.to_string());
+        assert_eq!(check(r#"{"linux": {}, "ociVersion": "1.3.0"}"#), Ok(()));
+        assert!(check(r#"{"freebsd": {"jail": {}}}"#).unwrap_err().starts_with("freebsd: not supported"));
     }
 }

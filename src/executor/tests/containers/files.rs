@@ -161,7 +161,7 @@ fn devices_of_the_config() {
     let mut bundle = Bundle::new("stat -c '%F %t:%T %a %u %g' /dev/deep/own /var/pipe");
     bundle.config["linux"]["devices"] = json!([
         {"path": "/dev/deep/own", "type": "c", "major": 1, "minor": 7, "fileMode": 0o600, "uid": 5, "gid": 6},
-        {"path": "/var/pipe", "type": "p", "major": 0, "minor": 0, "fileMode": 0o622},
+        {"path": "/var/pipe", "type": "p", "major": 4, "minor": 2, "fileMode": 0o622},
     ]);
     let expected = "character special file 1:7 600 5 6\nfifo 0:0 622 0 0";
     assert_eq!(bundle.run().unwrap().text(), expected);
