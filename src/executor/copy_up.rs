@@ -28,12 +28,16 @@ use crate::error::{Context, Error, Result};
 /// Each level holds three descriptors.
 const DEEPEST: usize = 200;
 
-/// Copy what is in `from` (`O_PATH` is enough) into `top`, the root of a file system that is empty.
-pub(crate) fn copy(from: BorrowedFd<'_>, top: BorrowedFd<'_>, proc: &Proc) -> Result<()> {
-    CopyUp { top, proc, links: HashMap::new() }.directory(from, top, Path::new(""))
+/// Copy what is in `from` (`O_PATH` is enough) into `top`, the root of a file system that is empty and will be mounted at
+/// `place`.
+pub(crate) fn copy(from: BorrowedFd<'_>, top: BorrowedFd<'_>, proc: &Proc, place: &Path) -> Result<()> {
+    let step = format!("copy into the tmpfs at {}", place.display());
+    CopyUp { step, top, proc, links: HashMap::new() }.directory(from, top, Path::new(""))
 }
 
 struct CopyUp<'a> {
+    /// For errors.
+    step: String,
     top: BorrowedFd<'a>,
     proc: &'a Proc,
     /// Files with more than one name, by device and number: where below the top the copy is.
@@ -54,12 +58,12 @@ impl CopyUp<'_> {
     fn directory(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &Path) -> Result<()> {
         if path.components().count() >= DEEPEST {
             let why = format!("directories are nested deeper than {DEEPEST}");
-            return Err(Error::unsupported("copy into a tmpfs", path.display(), why));
+            return Err(Error::unsupported(&self.step, path.display(), why));
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let list = openat(from, ".", flags, Mode::empty()).and_then(nix::dir::Dir::from_fd);
-        for entry in list.step("copy into a tmpfs", path.display())?.iter() {
-            let entry = entry.step("copy into a tmpfs", path.display())?;
+        for entry in list.step(&self.step, path.display())?.iter() {
+            let entry = entry.step(&self.step, path.display())?;
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             if name != "." && name != ".." {
                 self.entry(from, to, (name, &path.join(name)))?;
@@ -75,19 +79,19 @@ impl CopyUp<'_> {
         let (stat, fd) = match looked {
             // gone meanwhile
             Err(nix::errno::Errno::ENOENT) => return Ok(()),
-            other => other.step("copy into a tmpfs", path.display())?,
+            other => other.step(&self.step, path.display())?,
         };
         let found = Found { fd, stat, name, path };
         let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
         if kind == SFlag::S_IFDIR {
-            let made = new_directory(to, name).step("copy into a tmpfs", path.display())?;
+            let made = new_directory(to, name).step(&self.step, path.display())?;
             self.directory(found.fd.as_fd(), made.as_fd(), path)?;
-        } else if self.is_linked(&found, to).step("copy into a tmpfs", path.display())? {
+        } else if self.is_linked(&found, to).step(&self.step, path.display())? {
             return Ok(());
         } else {
-            self.thing(&found, to, kind).step("copy into a tmpfs", path.display())?;
+            self.thing(&found, to, kind).step(&self.step, path.display())?;
         }
-        dress(&found, to, kind).step("copy into a tmpfs", path.display())
+        dress(&found, to, kind).step(&self.step, path.display())
     }
 
     /// Make what is no directory.
@@ -137,4 +141,26 @@ fn dress(found: &Found<'_>, to: BorrowedFd<'_>, kind: SFlag) -> nix::Result<()> 
     let read = TimeSpec::new(stat.st_atime, stat.st_atime_nsec);
     let written = TimeSpec::new(stat.st_mtime, stat.st_mtime_nsec);
     utimensat(to, name, &read, &written, UtimensatFlags::NoFollowSymlink)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_deep_is_refused() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let deep = |levels| from.path().join(vec!["d"; levels].join("/"));
+        let open = |path: &Path| sys::path::open_directory(path).unwrap();
+        let copy_all = || {
+            let proc = Proc::open().unwrap();
+            copy(open(from.path()).as_fd(), open(to.path()).as_fd(), &proc, Path::new("/x"))
+        };
+        std::fs::create_dir_all(deep(DEEPEST - 1)).unwrap();
+        copy_all().unwrap();
+        assert!(to.path().join(deep(DEEPEST - 1).strip_prefix(from.path()).unwrap()).is_dir());
+        std::fs::remove_dir_all(to.path().join("d")).unwrap();
+        std::fs::create_dir_all(deep(DEEPEST)).unwrap();
+        assert_eq!(copy_all().unwrap_err().kind, crate::Kind::Unsupported);
+    }
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci::IdMaps;
+use oci::runtime::mount_options;
 use oci_spec::runtime::Mount;
 use sys::mount::{self, Attributes, Propagation};
 
@@ -171,9 +172,7 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
         id_map: given_maps(entry),
     };
     let (mut bind, mut deep, mut remount) = (kind == "bind" || kind == "rbind", kind == "rbind", false);
-    // An overlay's words are names of directories, which may have commas.
-    let split = |text| if kind == "overlay" { vec![text] } else { words(text) };
-    for option in entry.options().iter().flatten().flat_map(|text| split(text)) {
+    for option in mount_options(entry) {
         match option {
             "bind" => bind = true,
             "rbind" => (bind, deep) = (true, true),
@@ -207,16 +206,6 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
     parsed.data.retain(|word| !without_effect.contains(&word.as_str()));
     check_data(&parsed)?;
     Ok(parsed)
-}
-
-/// One string can hold several options. A comma in quotes is a part of a value.
-fn words(text: &str) -> Vec<&str> {
-    let mut quoted = false;
-    let parted = text.split(|letter| {
-        quoted ^= letter == '"';
-        letter == ',' && !quoted
-    });
-    parted.filter(|word| !word.is_empty()).collect()
 }
 
 fn apply(word: &str, entry: &mut Entry) {

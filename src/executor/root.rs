@@ -210,7 +210,7 @@ impl Root {
             }
         };
         if entry.copy_up {
-            copy_up::copy(target.as_fd(), new.as_fd(), proc)?;
+            copy_up::copy(target.as_fd(), new.as_fd(), proc, &entry.destination)?;
         }
         if kind == "mqueue"
             && let Some(label) = &self.label

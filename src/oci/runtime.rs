@@ -255,6 +255,23 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The options of a mount one by one; one string can hold several. A comma in quotes is a part of a value, and the options of an
+/// overlay are names of directories, which may have commas.
+pub fn mount_options(mount: &Mount) -> impl Iterator<Item = &str> {
+    let overlay = mount.typ().as_deref() == Some("overlay");
+    let options = mount.options().iter().flatten();
+    options.flat_map(move |text| if overlay { vec![text.as_str()] } else { parts(text) })
+}
+
+fn parts(text: &str) -> Vec<&str> {
+    let mut quoted = false;
+    let parts = text.split(|letter| {
+        quoted ^= letter == '"';
+        letter == ',' && !quoted
+    });
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
 fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
     let field = format!("mounts[{index}] {}", mount.destination().display());
     demand(mount.destination().is_absolute(), &field, "destination must be an absolute path")?;
@@ -266,11 +283,9 @@ fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
     if let Some(why) = maps.problem().filter(|_| own) {
         return Err(invalid(field, why));
     }
-    let mut options = mount.options().iter().flatten();
-    let mapped = own || options.any(|o| o == "idmap" || o == "ridmap");
-    let mut options = mount.options().iter().flatten();
+    let mapped = own || mount_options(mount).any(|o| o == "idmap" || o == "ridmap");
     let bind = matches!(mount.typ().as_deref(), Some("bind" | "rbind"))
-        || options.any(|o| o == "bind" || o == "rbind");
+        || mount_options(mount).any(|o| o == "bind" || o == "rbind");
     let overlay = mount.typ().as_deref() == Some("overlay");
     demand(!mapped || bind || overlay, &field, "only bind mounts and the layers of overlays can be idmapped")
 }
@@ -331,7 +346,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let table: [(&str, Change); 26] = [
+        let table: [(&str, Change); 27] = [
             ("process.user", |j| j["process"]["user"]["uid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["gid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["additionalGids"] = serde_json::json!([1, u32::MAX])),
@@ -350,6 +365,7 @@ mod tests {
                 let maps = serde_json::json!([{"containerID": 0, "hostID": 1, "size": 1}]);
                 (j["mounts"][0]["uidMappings"], j["mounts"][0]["gidMappings"]) = (maps.clone(), maps);
             }),
+            ("mounts[0] /proc", |j| j["mounts"][0]["options"] = serde_json::json!(["nosuid,idmap"])),
             ("mounts[0] /data", |j| {
                 j["mounts"][0] = serde_json::json!({"destination": "/data", "type": "bind", "source": "/",
                     "uidMappings": [{"containerID": 0, "hostID": 1, "size": 1}]});

@@ -47,7 +47,7 @@ pub(crate) fn kill(global: &Global, kill: &Kill) -> Result<()> {
     let init = record.init().ok_or_else(|| Failed(format!("{}: container not running", what())))?;
     // Looked at while it lives: the end of a PID namespace's first process is that of all in it.
     let alone = kill.signal == libc::SIGKILL && !record.is_first_in_its_namespace();
-    sys::process::pidfd_signal(init.as_fd(), kill.signal).doing(&what)?;
+    sys::process::pidfd_signal(init.as_fd(), kill.signal).doing(what)?;
     match record.cgroup().filter(|_| alone) {
         Some(cgroup) => cgroup.kill().doing(what),
         None => Ok(()),
