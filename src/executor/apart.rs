@@ -20,9 +20,14 @@
 //! mount namespace, made inside its user namespace. In such a copy the kernel locks all mounts together: nobody in the
 //! container can take a mask away or make a read-only volume writable, with all capabilities of its user namespace.
 //!
+//! `createContainer` hooks are run by the mounter, in the container's namespaces except for the user namespace: the mount
+//! namespace that they are to mount in is the node's until its copy is made, and in the copy, where the node's files are gone,
+//! there is nothing left of what they are run from. So they have the node's rights, as the other hooks before the start have:
+//! who writes a config can name any of these.
+//!
 //! What must never happen: a process that has entered the user namespace and holds a descriptor of a directory of the node
 //! that it could walk from (init holds none that is not the container's, apart from the node's procfs); a device that
-//! belongs to the container's root.
+//! belongs to somebody in the container when the config does not say so by an owner.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -156,8 +161,8 @@ fn follow_mounter(
 
 // ---- the mounter
 
-/// All of init's namespaces that mounts, names and sysctls look at.
-const OF_INIT: i32 = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
+/// All of init's namespaces that mounts, names, sysctls and hooks look at.
+const OF_INIT: i32 = libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
 
 fn mount_all(plan: &Plan, (pid, init): (i32, BorrowedFd<'_>), channel: &Channel) -> Result<()> {
     launch::detach()?;

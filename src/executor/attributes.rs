@@ -54,6 +54,12 @@ impl Proc {
         Ok(fchmodat(&self.0, path.as_str(), Mode::from_bits_truncate(mode), FchmodatFlags::FollowSymlink)?)
     }
 
+    /// What a descriptor (`O_PATH` too) of this process refers to, to be read.
+    pub(crate) fn open_to_read(&self, of: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+        let path = format!("self/fd/{}", of.as_raw_fd());
+        Ok(openat(&self.0, path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?.into())
+    }
+
     /// A namespace of this process, by its name in /proc.
     pub(crate) fn open_namespace(&self, name: &str) -> io::Result<OwnedFd> {
         let path = format!("self/ns/{name}");
@@ -180,9 +186,7 @@ pub(crate) fn set_labels(proc: &Proc, process: &Process, warnings: &mut Vec<Stri
         .step("set AppArmor profile", profile)?;
     }
     if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
-        if !Path::new("/sys/fs/selinux/enforce").exists() && !selinux_on(proc) {
-            return Err(Error::unsupported("set SELinux label", label, "this kernel runs no SELinux"));
-        }
+        demand_selinux(proc, "set SELinux label", label)?;
         proc.write("self/attr/exec", label).step("set SELinux label", label)?;
         match proc.write("self/attr/keycreate", label) {
             Ok(()) => {
@@ -201,6 +205,14 @@ pub(crate) fn set_labels(proc: &Proc, process: &Process, warnings: &mut Vec<Stri
 /// The current label's shape tells who owns the shared attribute files.
 fn apparmor_on(proc: &Proc) -> bool {
     proc.read("self/attr/current").is_ok_and(|c| c.starts_with("unconfined") || c.contains('('))
+}
+
+/// A label means nothing to a kernel without SELinux: file systems that take no such option would go without it unsaid.
+pub(crate) fn demand_selinux(proc: &Proc, step: &str, label: &str) -> Result<()> {
+    if Path::new("/sys/fs/selinux/enforce").exists() || selinux_on(proc) {
+        return Ok(());
+    }
+    Err(Error::unsupported(step, label, "this kernel runs no SELinux"))
 }
 
 fn selinux_on(proc: &Proc) -> bool {

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, SFlag, fstat, makedev, mknodat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, makedev, mknodat};
 use nix::unistd::{Gid, Uid, fchownat, symlinkat};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use sys::mount;
 
 use crate::attributes::Proc;
 use crate::error::{Context, Error, Result};
+use crate::id_maps::Owners;
 use crate::inside::{self, Make};
 
 /// A node to make.
@@ -26,16 +27,15 @@ pub(crate) struct Node {
     mode: u32,
     uid: u32,
     gid: u32,
-    /// Its owner is set even where it is the default one.
+    /// Its owner is set even where it is the default one: who makes it may make files as somebody else.
     owned: bool,
 }
 
 impl Node {
-    /// Keep it the node's own, whoever makes it: the root of a user namespace must not own a device that it may only use
-    /// as far as its owner lets it.
-    pub(crate) fn owned_by_node(mut self) -> Node {
-        self.owned = true;
-        self
+    /// Whether something is this device, whoever it belongs to.
+    fn is(&self, stat: &FileStat) -> bool {
+        let number = makedev(self.major, self.minor);
+        stat.st_mode & SFlag::S_IFMT.bits() == self.kind.bits() && stat.st_rdev == number
     }
 }
 
@@ -49,43 +49,47 @@ const DEFAULTS: [(&str, u64, u64); 6] = [
     ("/dev/tty", 5, 0),
 ];
 
-/// The nodes of a config and the default ones that it does not name itself.
-pub(crate) fn nodes(devices: &[LinuxDevice]) -> Vec<Node> {
-    let mut nodes: Vec<Node> = devices.iter().map(node).collect();
+/// The nodes of a config and the default ones that it does not name itself. Those without an owner are the node's own, whoever
+/// makes them: the root of a user namespace must not own a device that it may only use as far as its owner lets it.
+pub(crate) fn nodes(devices: &[LinuxDevice], owners: &Owners) -> Result<Vec<Node>> {
+    let mut nodes = listed(devices, owners)?;
     for (path, major, minor) in DEFAULTS {
         if !nodes.iter().any(|n| n.path == Path::new(path)) {
-            let path = PathBuf::from(path);
-            nodes.push(Node {
-                path,
-                kind: SFlag::S_IFCHR,
-                major,
-                minor,
-                mode: 0o666,
-                uid: 0,
-                gid: 0,
-                owned: false,
-            });
+            let (path, kind, owned) = (PathBuf::from(path), SFlag::S_IFCHR, owners.mapped());
+            nodes.push(Node { path, kind, major, minor, mode: 0o666, uid: 0, gid: 0, owned });
         }
     }
-    nodes
+    Ok(nodes)
 }
 
-fn node(device: &LinuxDevice) -> Node {
+/// The nodes of a config alone.
+pub(crate) fn listed(devices: &[LinuxDevice], owners: &Owners) -> Result<Vec<Node>> {
+    devices.iter().map(|device| node(device, owners)).collect()
+}
+
+fn node(device: &LinuxDevice, owners: &Owners) -> Result<Node> {
     let kind = match device.typ() {
         LinuxDeviceType::B => SFlag::S_IFBLK,
         LinuxDeviceType::P => SFlag::S_IFIFO,
+        // the check of the config lets no A through
         LinuxDeviceType::C | LinuxDeviceType::U | LinuxDeviceType::A => SFlag::S_IFCHR,
     };
-    Node {
+    // a pipe has no number, whatever is said
+    let number = |given: i64| if kind == SFlag::S_IFIFO { 0 } else { given as u64 };
+    let unknown = |e: Error| {
+        let why = format!("its owner {}: {}", e.object, e.cause);
+        Error::invalid("make device", device.path().display(), why)
+    };
+    Ok(Node {
         path: device.path().clone(),
         kind,
-        major: device.major() as u64,
-        minor: device.minor() as u64,
+        major: number(device.major()),
+        minor: number(device.minor()),
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-        owned: false,
-    }
+        uid: device.uid().map_or(Ok(0), |uid| owners.user(uid)).map_err(unknown)?,
+        gid: device.gid().map_or(Ok(0), |gid| owners.group(gid)).map_err(unknown)?,
+        owned: owners.mapped(),
+    })
 }
 
 /// Make a node in the root. One that is there already must be the same device.
@@ -101,6 +105,16 @@ pub(crate) fn make(root: BorrowedFd<'_>, node: &Node, proc: &Proc) -> Result<()>
     }
 }
 
+/// A node that has to be there already, as it is: the directory is not the container's.
+pub(crate) fn demand(root: BorrowedFd<'_>, node: &Node) -> Result<()> {
+    let there = inside::find(root, &node.path).and_then(|found| Ok(fstat(&found)?));
+    if there.is_ok_and(|stat| node.is(&stat)) {
+        return Ok(());
+    }
+    let why = "it is not there, and nothing is made in a /dev that is a bind mount";
+    Err(Error::invalid("find device", node.path.display(), why))
+}
+
 fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node, proc: &Proc) -> io::Result<()> {
     let number = makedev(node.major, node.minor);
     match mknodat(parent, name, node.kind, Mode::from_bits_truncate(node.mode), number) {
@@ -110,7 +124,7 @@ fn make_at(parent: BorrowedFd<'_>, name: &OsStr, node: &Node, proc: &Proc) -> io
     // The directory may be a volume that another container changes meanwhile: from here on it is this very node.
     let made = openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     let stat = fstat(&made)?;
-    if stat.st_mode & SFlag::S_IFMT.bits() != node.kind.bits() || stat.st_rdev != number {
+    if !node.is(&stat) {
         return Err(Errno::EEXIST.into());
     }
     if node.owned || (node.uid, node.gid) != (0, 0) {
@@ -159,7 +173,7 @@ mod tests {
     fn own_nodes_replace_the_default_ones() {
         let json =
             serde_json::json!({"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o600});
-        let nodes = nodes(&[serde_json::from_value(json).unwrap()]);
+        let nodes = nodes(&[serde_json::from_value(json).unwrap()], &Owners::default()).unwrap();
         assert_eq!(nodes.len(), DEFAULTS.len());
         assert_eq!(nodes[0].mode, 0o600);
     }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! prestart, createRuntime   on the node, when the mounts are made, before the root is entered
-//! createContainer           in the container's namespaces, before the root is entered (paths are the node's)
+//! createContainer           in the container's namespaces, before the root is entered (paths are the node's; as for its user
+//!                           namespace see apart)
 //! startContainer            in the container, just before its program
 //! poststart                 on the node, after the program has started
 //! poststop                  on the node, after it is gone; a failure is only reported

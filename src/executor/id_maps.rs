@@ -75,6 +75,14 @@ impl Owners {
         })
     }
 
+    /// What a group id of the container is on the node.
+    pub(crate) fn group(&self, gid: u32) -> Result<u32> {
+        let Some(maps) = &self.0 else { return Ok(gid) };
+        maps.gid(gid).ok_or_else(|| {
+            Error::invalid("find group", gid, "the container's user namespace does not map this id")
+        })
+    }
+
     /// The value of a file system's option as the node's root has to write it.
     pub(crate) fn translated<'a>(&self, key: &str, value: &'a str) -> io::Result<Cow<'a, str>> {
         let (Some(maps), Ok(id)) = (&self.0, value.parse()) else { return Ok(value.into()) };
@@ -117,5 +125,6 @@ mod tests {
         }
         assert_eq!(Owners::default().translated("gid", "5").unwrap(), "5");
         assert_eq!((owners.user(3).unwrap(), owners.user(10).unwrap_err().kind), (1003, Kind::Invalid));
+        assert_eq!((owners.group(3).unwrap(), owners.group(10).unwrap_err().kind), (2003, Kind::Invalid));
     }
 }

@@ -162,7 +162,7 @@ impl Init<'_> {
         let (place, label) = (self.place(), self.label()?);
         let overlays = overlay::mapped_overlays(&plan.entries, &plan.id_maps, label.as_deref(), &place)?;
         copies.iter_mut().zip(overlays).for_each(|(copy, overlay)| *copy = copy.take().or(overlay));
-        let mut root = self.make_root()?;
+        let mut root = self.make_root(label)?;
         self.owners.assume()?;
         root.belong_to(self.owners.clone());
         self.make_mounts(&mut root, copies)?;
@@ -170,7 +170,7 @@ impl Init<'_> {
         self.restrict_paths(&mut root)?;
         self.run_hooks()?;
         self.enter_root(&root)?;
-        Ok(Rooted { console, propagation: self.propagation()?, sysctls_left: None })
+        Ok(Rooted { console, propagation: self.root_propagation()?, sysctls_left: None })
     }
 
     fn join_namespaces(&self) -> Result<()> {
@@ -204,6 +204,14 @@ impl Init<'_> {
         Ok(self.plan.linux()?.rootfs_propagation().as_deref().and_then(mounts::propagation))
     }
 
+    /// As [`Init::propagation`]; without it what the entry of the root says. That word is for the root mount alone, which
+    /// had nothing below it when it was made.
+    fn root_propagation(&self) -> Result<Option<(Propagation, bool)>> {
+        let root = self.plan.entries.first().filter(|e| e.is_root());
+        let own = root.and_then(|e| e.propagation).map(|(kind, _)| (kind, false));
+        Ok(self.propagation()?.or(own))
+    }
+
     /// Nothing that is mounted from here on travels to the node.
     fn cut_off(&self) -> Result<()> {
         // Shared is for what is mounted in the new root: the node's tree must not see how it is put together.
@@ -220,13 +228,18 @@ impl Init<'_> {
         config.map_or(self.plan.bundle.clone(), |r| self.plan.bundle.join(r.path()))
     }
 
+    /// For new file systems.
     fn label(&self) -> Result<Option<String>> {
-        Ok(self.plan.linux()?.mount_label().clone().filter(|l| !l.is_empty()))
+        let label = self.plan.linux()?.mount_label().clone().filter(|l| !l.is_empty());
+        if let Some(label) = &label {
+            attributes::demand_selinux(&self.plan.proc, "set SELinux label of mounts", label)?;
+        }
+        Ok(label)
     }
 
-    fn make_root(&self) -> Result<Root> {
+    fn make_root(&self, label: Option<String>) -> Result<Root> {
         let map = self.plan.id_maps.first().and_then(Option::as_ref);
-        Root::make(&self.place(), self.plan.entries.first(), map, self.label()?)
+        Root::make(&self.place(), self.plan.entries.first(), map, label)
     }
 
     fn make_mounts(&self, root: &mut Root, copies: Vec<Option<OwnedFd>>) -> Result<()> {
@@ -236,8 +249,8 @@ impl Init<'_> {
                 self.enter_cgroup()?;
                 in_cgroup = true;
             }
-            if entry.destination != Path::new("/") {
-                root.add(entry, copy, &self.plan.cgroup)?;
+            if !entry.is_root() {
+                root.add(entry, copy, &self.plan.cgroup, &self.plan.proc)?;
             }
         }
         if in_cgroup { Ok(()) } else { self.enter_cgroup() }
@@ -262,15 +275,19 @@ impl Init<'_> {
     }
 
     fn make_devices(&self, root: &Root) -> Result<Option<Console>> {
-        let bound =
-            |e: &&Entry| e.destination == Path::new("/dev") && matches!(e.source, Source::Bind { .. });
-        // With the node's own /dev everything is there already.
-        if !self.plan.entries.iter().any(|e| bound(&e)) {
-            let listed = self.plan.linux()?.devices().as_deref().unwrap_or_default();
-            for node in devices::nodes(listed) {
-                let node = if self.owners.mapped() { node.owned_by_node() } else { node };
+        let listed = self.plan.linux()?.devices().as_deref().unwrap_or_default();
+        let dev = self.plan.entries.iter().rfind(|e| e.destination == Path::new("/dev"));
+        // A /dev that is bound is somebody else's, often the node's own: what is to be in it has to be there already.
+        let bound = dev.is_some_and(|e| matches!(e.source, Source::Bind { .. }));
+        let wanted = if bound { devices::listed } else { devices::nodes };
+        for node in wanted(listed, &self.owners)? {
+            if bound && node.path.starts_with("/dev") {
+                devices::demand(root.as_fd(), &node)?;
+            } else {
                 devices::make(root.as_fd(), &node, &self.plan.proc)?;
             }
+        }
+        if !bound {
             devices::links(root.as_fd(), root.devpts.is_some())?;
         }
         let process = self.plan.process()?;
@@ -313,10 +330,9 @@ impl Init<'_> {
     }
 
     fn enter_root(&self, root: &Root) -> Result<()> {
-        if self.plan.spec.root().as_ref().is_some_and(|r| r.readonly() == Some(true)) {
-            root.make_read_only()?;
-        }
-        root.pivot(self.propagation()?)
+        let config = self.plan.spec.root().as_ref();
+        root.make_read_only(config.is_some_and(|r| r.readonly() == Some(true)))?;
+        root.pivot(self.root_propagation()?)
     }
 
     fn report_ready(&self, console: Option<&Console>, warnings: Vec<String>) -> Result<()> {

@@ -14,7 +14,7 @@
 //! |---|---|
 //! | `create`, `init`, `exec`, `launch` | the steps, in order |
 //! | `apart`, `id_maps` | user namespaces: who makes what, and whose files are whose |
-//! | `root`, `overlay`, `mounts`, `inside`, `devices`, `masks`, `console` | the container's file tree |
+//! | `root`, `overlay`, `mounts`, `inside`, `copy_up`, `devices`, `masks`, `console` | the container's file tree |
 //! | `credentials`, `attributes`, `command`, `seccomp` | what its process is |
 //! | `resources`, `block_io`, `device_rules`, `hooks`, `load`, `channel`, `process`, `error` | limits, hooks, config, messages, results |
 //!
@@ -30,6 +30,7 @@ mod block_io;
 mod channel;
 mod command;
 mod console;
+mod copy_up;
 mod create;
 mod credentials;
 mod device_rules;

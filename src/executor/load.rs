@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oci::runtime::{Problem, check, check_process};
+use oci::runtime::{Problem, Untyped, check, check_process};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -25,6 +25,7 @@ impl From<Problem> for Error {
 pub fn load(bundle: Bundle<'_>) -> Result<Spec> {
     let (path, text) = read(bundle)?;
     let spec = parse(&path, &text)?;
+    parse::<Untyped>(&path, &text)?.check()?;
     check(&spec)?;
     Ok(spec)
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci::IdMaps;
+use oci::runtime::mount_options;
 use oci_spec::runtime::Mount;
 use sys::mount::{self, Attributes, Propagation};
 
@@ -42,7 +43,33 @@ pub(crate) struct Entry {
     pub(crate) propagation: Option<(Propagation, bool)>,
     /// Options of the file system itself.
     pub(crate) data: Vec<String>,
+    /// A tmpfs starts with a copy of what it covers.
+    pub(crate) copy_up: bool,
     pub(crate) id_map: Option<IdMap>,
+}
+
+impl Entry {
+    /// Whether it is the container's root.
+    pub(crate) fn is_root(&self) -> bool {
+        self.destination == Path::new("/")
+    }
+
+    /// The changes of propagation, in their order. A bind mount is a copy of the node's mounts: what the container mounts
+    /// there, or unmounts, must not be so on the node, also not below a mount whose word is for itself alone. Only
+    /// `shared` and `rshared` ask for that.
+    pub(crate) fn propagations(&self) -> impl Iterator<Item = (Propagation, bool)> {
+        let bound = matches!(self.source, Source::Bind { .. });
+        let cut_off = !matches!(self.propagation, Some((Propagation::Shared, _) | (_, true)));
+        let first = (bound && cut_off).then_some((Propagation::Slave, true));
+        first.into_iter().chain(self.propagation)
+    }
+
+    /// The attributes of a mount that is new: nothing is below it yet, so the recursive ones are its own as well.
+    pub(crate) fn all_attributes(&self) -> Attributes {
+        let mut all = self.attributes;
+        merge(&mut all, self.recursive);
+        all
+    }
 }
 
 const PLAIN: &[(&str, Attributes)] = &[
@@ -66,6 +93,25 @@ const PLAIN: &[(&str, Attributes)] = &[
     ("nostrictatime", clear(mount::ATIME)),
     ("defaults", set(0)),
 ];
+
+/// Options of a whole file system, not of a mount of it: for a bind mount of what somebody else has mounted the kernel ignores
+/// them (mount(2), MS_BIND and MS_REMOUNT), and so do we. A cgroup is shown by bind mounts too.
+const OF_SUPERBLOCK: &[&str] = &[
+    "async",
+    "sync",
+    "dirsync",
+    "iversion",
+    "noiversion",
+    "lazytime",
+    "nolazytime",
+    "mand",
+    "nomand",
+    "loud",
+    "silent",
+];
+
+/// Those that a new file system does not need to be told: they are how it starts, or about messages of the kernel.
+const MEANINGLESS: &[&str] = &["noiversion", "loud", "silent"];
 
 const fn set(bits: u64) -> Attributes {
     Attributes { set: bits, clear: 0 }
@@ -122,16 +168,18 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
         recursive: Attributes::default(),
         propagation: None,
         data: Vec::new(),
+        copy_up: false,
         id_map: given_maps(entry),
     };
     let (mut bind, mut deep, mut remount) = (kind == "bind" || kind == "rbind", kind == "rbind", false);
-    for option in entry.options().iter().flatten() {
-        match option.as_str() {
+    for option in mount_options(entry) {
+        match option {
             "bind" => bind = true,
             "rbind" => (bind, deep) = (true, true),
             "remount" => remount = true,
             "idmap" => parsed.id_map.get_or_insert(AS_CONTAINER).recursive = false,
             "ridmap" => parsed.id_map.get_or_insert(AS_CONTAINER).recursive = true,
+            "tmpcopyup" => parsed.copy_up = true,
             "rnorelatime" | "rnostrictatime" => merge(&mut parsed.recursive, clear(mount::ATIME)),
             word => apply(word, &mut parsed),
         }
@@ -150,10 +198,12 @@ pub(crate) fn parse(entry: &Mount, bundle: &Path) -> Result<Entry> {
             Source::FileSystem { kind: kind.to_owned(), source }
         }
     };
-    if matches!(parsed.source, Source::Bind { .. }) {
-        // Its copy is made of the node's mount: what the container mounts there must not appear on the node.
-        parsed.propagation.get_or_insert((Propagation::Slave, true));
-    }
+    let without_effect = match &parsed.source {
+        Source::Remount if !bind => &[],
+        Source::FileSystem { .. } => MEANINGLESS,
+        _ => OF_SUPERBLOCK,
+    };
+    parsed.data.retain(|word| !without_effect.contains(&word.as_str()));
     check_data(&parsed)?;
     Ok(parsed)
 }
@@ -176,6 +226,11 @@ fn refused(entry: &Entry, why: &str) -> Error {
 
 /// Only a new file system can take words that are not mount attributes.
 fn check_data(entry: &Entry) -> Result<()> {
+    let tmpfs = matches!(&entry.source, Source::FileSystem { kind, .. } if kind == "tmpfs");
+    if entry.copy_up && !tmpfs {
+        let why = "only a tmpfs knows the option \"tmpcopyup\"";
+        return Err(Error::unsupported("mount", entry.destination.display(), why));
+    }
     let Some(word) = entry.data.first() else { return Ok(()) };
     match entry.source {
         Source::FileSystem { .. } => Ok(()),
@@ -204,6 +259,60 @@ mod tests {
         assert_eq!(e.attributes.set, mount::RDONLY | mount::NOSUID | mount::NOATIME);
         assert_eq!(e.attributes.clear, mount::ATIME);
         assert_eq!(e.recursive, set(mount::RDONLY));
+    }
+
+    #[test]
+    fn a_copy_of_the_nodes_mounts_shares_nothing_unasked() {
+        let changes = |options: serde_json::Value| {
+            let bind =
+                serde_json::json!({"destination": "/d", "type": "bind", "source": "/x", "options": options});
+            entry(bind).unwrap().propagations().collect::<Vec<_>>()
+        };
+        let slave = (Propagation::Slave, true);
+        assert_eq!(changes(serde_json::json!([])), [slave]);
+        assert_eq!(changes(serde_json::json!(["private"])), [slave, (Propagation::Private, false)]);
+        assert_eq!(changes(serde_json::json!(["unbindable"])), [slave, (Propagation::Unbindable, false)]);
+        for (word, kind) in [("rprivate", Propagation::Private), ("rshared", Propagation::Shared)] {
+            assert_eq!(changes(serde_json::json!([word])), [(kind, true)]);
+        }
+        assert_eq!(changes(serde_json::json!(["shared"])), [(Propagation::Shared, false)]);
+        let new = entry(serde_json::json!({"destination": "/d", "type": "tmpfs"})).unwrap();
+        assert_eq!(new.propagations().count(), 0);
+    }
+
+    #[test]
+    fn recursive_options_are_those_of_a_new_mount_too() {
+        let all = |options: serde_json::Value| {
+            let new = serde_json::json!({"destination": "/d", "type": "tmpfs", "options": options});
+            entry(new).unwrap().all_attributes()
+        };
+        assert_eq!(all(serde_json::json!(["rro", "nosuid"])), set(mount::RDONLY | mount::NOSUID));
+        assert_eq!(all(serde_json::json!(["ro", "rrw"])), clear(mount::RDONLY));
+        let times = Attributes { set: mount::STRICTATIME, clear: mount::ATIME };
+        assert_eq!(all(serde_json::json!(["noatime", "rstrictatime"])), times);
+    }
+
+    #[test]
+    fn one_string_holds_several_options() {
+        let tmpfs = serde_json::json!({"destination": "/d", "type": "tmpfs",
+            "options": ["size=64k,mode=700,ro", "context=\"a:s0:c1,c2\",nosuid", "tmpcopyup,sync,silent"]});
+        let e = entry(tmpfs).unwrap();
+        assert_eq!(e.data, ["size=64k", "mode=700", "context=\"a:s0:c1,c2\"", "sync"]);
+        assert_eq!((e.attributes, e.copy_up), (set(mount::RDONLY | mount::NOSUID), true));
+        let overlay =
+            serde_json::json!({"destination": "/", "type": "overlay", "options": ["lowerdir=/a,b:/c"]});
+        assert_eq!(entry(overlay).unwrap().data, ["lowerdir=/a,b:/c"]);
+    }
+
+    #[test]
+    fn a_bind_mount_leaves_the_file_system_as_it_is() {
+        let bind = |options: serde_json::Value| {
+            entry(serde_json::json!({"destination": "/d", "source": "/x", "options": options}))
+        };
+        assert_eq!(bind(serde_json::json!(["bind", "sync,async", "lazytime"])).unwrap().data.len(), 0);
+        for other in [serde_json::json!(["bind", "tmpcopyup"]), serde_json::json!(["remount", "sync"])] {
+            assert_eq!(bind(other).unwrap_err().kind, crate::Kind::Unsupported);
+        }
     }
 
     #[test]

@@ -56,9 +56,7 @@ pub(crate) fn mapped_overlays(
     place: &Path,
 ) -> Result<Vec<Option<OwnedFd>>> {
     let make = |(entry, map): (&Entry, &Option<OwnedFd>)| match (&entry.source, map) {
-        (Source::FileSystem { kind, .. }, Some(map))
-            if kind == "overlay" && entry.destination != Path::new("/") =>
-        {
+        (Source::FileSystem { kind, .. }, Some(map)) if kind == "overlay" && !entry.is_root() => {
             overlay_of_mapped(entry, label, place, map).map(Some)
         }
         _ => Ok(None),
@@ -236,6 +234,7 @@ mod tests {
             recursive: Attributes::default(),
             propagation: None,
             data: vec![format!("lowerdir={}", lower.join(":"))],
+            copy_up: false,
             id_map: None,
         };
         // a thread with a mount namespace and a working directory of its own

@@ -23,6 +23,8 @@ use nix::sys::statfs::{self, FsType, PROC_SUPER_MAGIC, fstatfs};
 use sys::cgroup::{Cgroup, Hierarchy, Layout, Version};
 use sys::mount::{self, Attributes, FileSystem, Propagation};
 
+use crate::attributes::Proc;
+use crate::copy_up;
 use crate::error::{Context, Error, Result};
 use crate::id_maps::{self, Owners};
 use crate::inside::{self, Make};
@@ -38,6 +40,8 @@ pub(crate) struct Root {
     pub(crate) devpts: Option<OwnedFd>,
     /// Mounts that become read-only when all is in place.
     late_read_only: Vec<OwnedFd>,
+    /// The mount entry of the root wants it read-only.
+    read_only: bool,
     /// SELinux label for new file systems.
     label: Option<String>,
     /// Where it is mounted.
@@ -76,8 +80,10 @@ impl Root {
         map: Option<&OwnedFd>,
         label: Option<String>,
     ) -> Result<Root> {
-        let is_root = |e: &&Entry| e.destination == Path::new("/");
-        let fd = match (first.filter(is_root), map) {
+        let mut first = first.filter(|e| e.is_root()).cloned();
+        // The places for the other mounts are made in it first.
+        let read_only = first.as_mut().is_some_and(writable_at_first);
+        let fd = match (&first, map) {
             (Some(entry), Some(map)) => {
                 let fd = overlay::overlay_of_mapped(entry, label.as_deref(), path, map)?;
                 mount::attach(fd.as_fd(), overlay::open_place(path)?.as_fd())
@@ -100,6 +106,7 @@ impl Root {
             fd,
             devpts: None,
             late_read_only: Vec::new(),
+            read_only,
             label,
             place: path.to_owned(),
             owners: Owners::default(),
@@ -116,7 +123,13 @@ impl Root {
     }
 
     /// Make one mount of the config.
-    pub(crate) fn add(&mut self, entry: &Entry, copy: Option<OwnedFd>, cgroup: &Cgroup) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        entry: &Entry,
+        copy: Option<OwnedFd>,
+        cgroup: &Cgroup,
+        proc: &Proc,
+    ) -> Result<()> {
         match &entry.source {
             Source::Bind { .. } => {
                 // copy_sources gives one for each entry of this kind
@@ -125,7 +138,7 @@ impl Root {
             }
             Source::Cgroup => self.add_cgroup(entry, cgroup),
             Source::FileSystem { kind, .. } if kind == "overlay" => self.add_overlay(entry, copy),
-            Source::FileSystem { kind, source } => self.add_file_system(entry, kind, source),
+            Source::FileSystem { kind, source } => self.add_file_system(entry, (kind, source), proc),
             Source::Remount => {
                 let target = self.find(entry)?;
                 finish(entry, target.as_fd())
@@ -170,12 +183,13 @@ impl Root {
         mount::attach(new.as_fd(), target.as_fd()).step("mount overlay at", entry.destination.display())
     }
 
-    fn add_file_system(&mut self, entry: &Entry, kind: &str, source: &str) -> Result<()> {
+    fn add_file_system(&mut self, entry: &Entry, (kind, source): (&str, &str), proc: &Proc) -> Result<()> {
         let target = match kind {
             "proc" | "sysfs" => self.plain_target(entry)?,
             _ => self.target(entry, Make::Directory)?,
         };
-        let mut attributes = entry.attributes.set;
+        let all = entry.all_attributes();
+        let mut attributes = all.set;
         // What is mounted into a tmpfs later needs a place made in it first.
         let late = kind == "tmpfs" && attributes & mount::RDONLY != 0;
         if late {
@@ -188,19 +202,23 @@ impl Root {
             // A sysfs of this network namespace is only for those who own it: show the node's instead.
             Err(e) if kind == "sysfs" && e.raw_os_error() == Some(libc::EPERM) => {
                 let copy = mount::copy_path(Path::new("/sys"), true).step("bind mount", "/sys")?;
-                mount::change(copy.as_fd(), entry.attributes, None, true).step("bind mount", "/sys")?;
+                mount::change(copy.as_fd(), all, None, true).step("bind mount", "/sys")?;
                 copy
             }
             other => {
                 other.map_err(|e| Complaint(e, fs.complaint()).at(&step, entry.destination.display()))?
             }
         };
+        if entry.copy_up {
+            copy_up::copy(target.as_fd(), new.as_fd(), proc, &entry.destination)?;
+        }
         if kind == "mqueue"
             && let Some(label) = &self.label
         {
             label_root(&new, label).step(&step, entry.destination.display())?;
         }
-        finish(&Entry { attributes: Attributes::default(), ..entry.clone() }, new.as_fd())?;
+        let none = Attributes::default();
+        finish(&Entry { attributes: none, recursive: none, ..entry.clone() }, new.as_fd())?;
         mount::attach(new.as_fd(), target.as_fd()).step("mount at", entry.destination.display())?;
         if kind == "devpts" && entry.destination == Path::new("/dev/pts") {
             self.devpts = Some(new.try_clone().step("keep devpts", "/dev/pts")?);
@@ -230,19 +248,23 @@ impl Root {
         target: &OwnedFd,
     ) -> io::Result<()> {
         fs.set("source", source)?;
-        let mut has_mode = false;
         for option in &entry.data {
             match option.split_once('=') {
                 Some((key, value)) => {
-                    has_mode |= key == "mode";
                     fs.set(key, self.owners.translated(key, value)?.as_ref())?;
                 }
                 None => fs.flag(option)?,
             }
         }
-        if kind == "tmpfs" && !has_mode {
+        let given = |key: &str| entry.data.iter().any(|o| o.split_once('=').is_some_and(|(k, _)| k == key));
+        let covered = fstat(target)?;
+        if kind == "tmpfs" && !given("mode") {
             // As the directory that it covers, so that a root's own choice for /tmp or /run stays.
-            fs.set("mode", format!("{:o}", fstat(target)?.st_mode & 0o7777))?;
+            fs.set("mode", format!("{:o}", covered.st_mode & 0o7777))?;
+        }
+        let owner = [("uid", covered.st_uid), ("gid", covered.st_gid)];
+        for (key, id) in owner.into_iter().filter(|(key, _)| entry.copy_up && !given(key)) {
+            fs.set(key, id.to_string())?;
         }
         if source.starts_with('/') && entry.attributes.set & mount::RDONLY != 0 {
             fs.flag("ro")?;
@@ -271,12 +293,13 @@ impl Root {
     fn add_hierarchies(&mut self, entry: &Entry, cgroup: &Cgroup, target: &OwnedFd) -> io::Result<()> {
         let fs = FileSystem::open("tmpfs")?;
         fs.set("mode", "755")?;
-        let top = fs.mount(entry.attributes.set & !mount::RDONLY)?;
+        let attributes = entry.all_attributes();
+        let top = fs.mount(attributes.set & !mount::RDONLY)?;
         mount::attach(top.as_fd(), target.as_fd())?;
         for hierarchy in &Layout::host()?.hierarchies {
             let Some(name) = hierarchy.mount.file_name() else { continue };
             let copy = mount::copy_path(&cgroup.directory(hierarchy)?, false)?;
-            mount::change(copy.as_fd(), entry.attributes, Some(Propagation::Private), false)?;
+            mount::change(copy.as_fd(), attributes, Some(Propagation::Private), false)?;
             let mode = nix::sys::stat::Mode::from_bits_truncate(0o755);
             nix::sys::stat::mkdirat(&top, name, mode)?;
             let place = inside::find(top.as_fd(), Path::new(name))?;
@@ -287,7 +310,10 @@ impl Root {
                 nix::unistd::symlinkat(Path::new(name), &top, controller.as_str())?;
             }
         }
-        if entry.attributes.set & mount::RDONLY != 0 {
+        for (propagation, recursive) in entry.propagations() {
+            mount::change(top.as_fd(), Attributes::default(), Some(propagation), recursive)?;
+        }
+        if attributes.set & mount::RDONLY != 0 {
             self.late_read_only.push(top);
         }
         Ok(())
@@ -302,8 +328,11 @@ impl Root {
         Ok(())
     }
 
-    /// Make the root mount read-only, what is mounted in it stays as it is.
-    pub(crate) fn make_read_only(&self) -> Result<()> {
+    /// Make the root mount read-only when its entry or the config (`wanted`) says so; what is mounted in it stays as it is.
+    pub(crate) fn make_read_only(&self, wanted: bool) -> Result<()> {
+        if !wanted && !self.read_only {
+            return Ok(());
+        }
         let read_only = Attributes { set: mount::RDONLY, clear: 0 };
         mount::change(self.as_fd(), read_only, None, false).step("make read-only", "/")
     }
@@ -318,6 +347,15 @@ impl Root {
         }
         Ok(())
     }
+}
+
+/// Take the read-only options away from the entry of a new mount; whether there are any.
+fn writable_at_first(entry: &mut Entry) -> bool {
+    entry.attributes = entry.all_attributes();
+    entry.recursive = Attributes::default();
+    let read_only = entry.attributes.set & mount::RDONLY != 0;
+    entry.attributes.set &= !mount::RDONLY;
+    read_only
 }
 
 /// A file system that takes no `context=` has its root labelled instead; what is made in it follows the policy.
@@ -349,10 +387,7 @@ fn finish(entry: &Entry, fd: BorrowedFd<'_>) -> Result<()> {
     if entry.recursive != none {
         change(entry.recursive, None, true)?;
     }
-    match entry.propagation {
-        Some((propagation, recursive)) => change(none, Some(propagation), recursive),
-        None => Ok(()),
-    }
+    entry.propagations().try_for_each(|(propagation, recursive)| change(none, Some(propagation), recursive))
 }
 
 /// Files in /proc that tools such as lxcfs replace; /proc itself is no place inside it before it is mounted.

@@ -10,8 +10,12 @@ use std::collections::HashSet;
 use std::path::{Component, Path};
 
 use oci_spec::runtime::{
-    Hooks, Linux, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Mount, Process, Spec,
+    Hooks, Linux, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction,
+    Mount, Process, Spec,
 };
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::{IdMaps, environment};
 
@@ -73,6 +77,19 @@ pub fn check(spec: &Spec) -> Result<(), Problem> {
     check_hooks(spec.hooks().as_ref())
 }
 
+/// Fields of the specification that its types here do not have.
+#[derive(Debug, Deserialize)]
+pub struct Untyped {
+    freebsd: Option<IgnoredAny>,
+}
+
+impl Untyped {
+    /// As [`check`].
+    pub fn check(&self) -> Result<(), Problem> {
+        refuse(self.freebsd.is_some(), "freebsd", "this is Linux")
+    }
+}
+
 /// Check a process: of a config, or one that is to be exec'd.
 pub fn check_process(process: &Process) -> Result<(), Problem> {
     demand(process.args().as_ref().is_some_and(|a| !a.is_empty()), "process.args", "is empty")?;
@@ -132,6 +149,8 @@ fn check_linux(linux: &Linux) -> Result<(), Problem> {
     for device in linux.devices().iter().flatten() {
         demand(device.path().is_absolute(), "linux.devices", "a path is not absolute")?;
         demand(device.major() >= 0 && device.minor() >= 0, "linux.devices", "a number is negative")?;
+        let all = device.typ() == LinuxDeviceType::A;
+        demand(!all, "linux.devices", "type a stands for all kinds: it is for rules, no node can be of it")?;
     }
     linux.seccomp().as_ref().map_or(Ok(()), check_seccomp)
 }
@@ -236,6 +255,23 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The options of a mount one by one; one string can hold several. A comma in quotes is a part of a value, and the options of an
+/// overlay are names of directories, which may have commas.
+pub fn mount_options(mount: &Mount) -> impl Iterator<Item = &str> {
+    let overlay = mount.typ().as_deref() == Some("overlay");
+    let options = mount.options().iter().flatten();
+    options.flat_map(move |text| if overlay { vec![text.as_str()] } else { parts(text) })
+}
+
+fn parts(text: &str) -> Vec<&str> {
+    let mut quoted = false;
+    let parts = text.split(|letter| {
+        quoted ^= letter == '"';
+        letter == ',' && !quoted
+    });
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
 fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
     let field = format!("mounts[{index}] {}", mount.destination().display());
     demand(mount.destination().is_absolute(), &field, "destination must be an absolute path")?;
@@ -247,11 +283,9 @@ fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
     if let Some(why) = maps.problem().filter(|_| own) {
         return Err(invalid(field, why));
     }
-    let mut options = mount.options().iter().flatten();
-    let mapped = own || options.any(|o| o == "idmap" || o == "ridmap");
-    let mut options = mount.options().iter().flatten();
+    let mapped = own || mount_options(mount).any(|o| o == "idmap" || o == "ridmap");
     let bind = matches!(mount.typ().as_deref(), Some("bind" | "rbind"))
-        || options.any(|o| o == "bind" || o == "rbind");
+        || mount_options(mount).any(|o| o == "bind" || o == "rbind");
     let overlay = mount.typ().as_deref() == Some("overlay");
     demand(!mapped || bind || overlay, &field, "only bind mounts and the layers of overlays can be idmapped")
 }
@@ -271,6 +305,8 @@ fn check_hooks(hooks: Option<&Hooks>) -> Result<(), Problem> {
         for hook in list.iter().flatten() {
             let field = format!("hooks.{name}");
             demand(hook.path().is_absolute(), &field, "path must be absolute")?;
+            let mut env = hook.env().iter().flatten();
+            demand(env.all(|entry| entry.contains('=')), &field, "an entry of env is not NAME=value")?;
             demand(hook.timeout().is_none_or(|t| t > 0), &field, "timeout must be positive")?;
         }
     }
@@ -364,5 +400,25 @@ mod tests {
             let problem = parse(change).unwrap_err().to_string();
             assert!(problem.starts_with(field), "{problem:?} should start with {field:?}");
         }
+    }
+
+    #[test]
+    fn devices_hooks_and_options_that_mean_nothing_are_refused_by_name() {
+        let device = serde_json::json!([{"path": "/x", "type": "a", "major": 1, "minor": 3}]);
+        let problem = parse(|j| j["linux"]["devices"] = device.clone()).unwrap_err().to_string();
+        assert!(problem.starts_with("linux.devices: type a"), "{problem}");
+        let hooks = serde_json::json!({"createRuntime": [{"path": "/x", "env": ["A=b", "HOME"]}]});
+        let problem = parse(|j| j["hooks"] = hooks.clone()).unwrap_err().to_string();
+        assert!(problem.starts_with("hooks.createRuntime: an entry of env"), "{problem}");
+        let options = serde_json::json!(["nosuid,idmap"]);
+        let problem = parse(|j| j["mounts"][0]["options"] = options.clone()).unwrap_err().to_string();
+        assert!(problem.starts_with("mounts[0] /proc"), "{problem}");
+    }
+
+    #[test]
+    fn other_systems_are_refused() {
+        let check = |text| serde_json::from_str::<Untyped>(text).unwrap().check().map_err(|p| p.to_string());
+        assert_eq!(check(r#"{"linux": {}, "ociVersion": "1.3.0"}"#), Ok(()));
+        assert!(check(r#"{"freebsd": {"jail": {}}}"#).unwrap_err().starts_with("freebsd: not supported"));
     }
 }

@@ -27,20 +27,27 @@ pub(super) struct Devices {
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "mqueue", "fd", "hugepages", "console", "ptmx"];
 
 /// Look at the devices that a container is to have. `owned`: those that the request names belong to the user and the group of its
-/// security context, where that names them by number.
-pub(super) fn gather(config: &ContainerConfig, privileged: bool, owned: bool) -> Result<Devices> {
+/// security context, where that names them by number. In a user namespace (`mapped`) the owner that a device has on the
+/// node is nobody: it is left out, and the node's root owns what the container gets.
+pub(super) fn gather(
+    config: &ContainerConfig,
+    privileged: bool,
+    owned: bool,
+    mapped: bool,
+) -> Result<Devices> {
     let security = &config.security;
     let owner = [("uid", security.run_as_user), ("gid", security.run_as_group)];
     let deny = json!({"allow": false, "access": "rwm"});
     let mut devices = Devices { nodes: Vec::new(), rules: vec![deny] };
     if privileged {
         devices.rules = vec![json!({"allow": true, "access": "rwm"})];
-        let all =
-            walk(Path::new("/dev"), true).map_err(|e| Error::because(Kind::Internal, "list /dev", e))?;
-        for path in all {
+        // What a volume at /dev shows, often the node's own, is for the one who put it there to say.
+        let covered = config.mounts.iter().any(|m| Path::new(&m.container_path) == Path::new("/dev"));
+        let all = if covered { Ok(Vec::new()) } else { walk(Path::new("/dev"), true) };
+        for path in all.map_err(|e| Error::because(Kind::Internal, "list /dev", e))? {
             // one that vanishes meanwhile is none
             let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-            devices.nodes.extend(node(&path, &meta));
+            devices.nodes.extend(node(&path, &meta, mapped));
         }
     }
     for wanted in &config.devices {
@@ -48,7 +55,7 @@ pub(super) fn gather(config: &ContainerConfig, privileged: bool, owned: bool) ->
         for (host, inside) in expand(Path::new(&wanted.host_path), Path::new(&wanted.container_path))? {
             let failed = |e| Error::because(Kind::Invalid, format!("device {}", host.display()), e);
             let meta = fs::metadata(&host).map_err(failed)?;
-            let Some(mut node) = node(&inside, &meta) else {
+            let Some(mut node) = node(&inside, &meta, mapped) else {
                 return Err(Error::new(Kind::Invalid, format!("{} is not a device", host.display())));
             };
             for (field, id) in owner.into_iter().filter(|_| owned) {
@@ -123,21 +130,23 @@ fn walk(root: &Path, skip: bool) -> io::Result<Vec<PathBuf>> {
 }
 
 /// A node as config.json has it; `None`: it is not a device.
-fn node(path: &Path, meta: &fs::Metadata) -> Option<Value> {
+fn node(path: &Path, meta: &fs::Metadata, mapped: bool) -> Option<Value> {
     let kind = match meta.file_type() {
         kind if kind.is_char_device() => "c",
         kind if kind.is_block_device() => "b",
         _ => return None,
     };
-    Some(json!({
+    let mut node = json!({
         "path": path,
         "type": kind,
         "major": major(meta.rdev()),
         "minor": minor(meta.rdev()),
         "fileMode": meta.mode() & 0o777,
-        "uid": meta.uid(),
-        "gid": meta.gid(),
-    }))
+    });
+    if !mapped {
+        (node["uid"], node["gid"]) = (meta.uid().into(), meta.gid().into());
+    }
+    Some(node)
 }
 
 #[cfg(test)]
@@ -158,7 +167,7 @@ mod tests {
 
     #[test]
     fn one_node() {
-        let devices = gather(&config("/dev/null", "/dev/nothing", "r"), false, false).unwrap();
+        let devices = gather(&config("/dev/null", "/dev/nothing", "r"), false, false, false).unwrap();
         assert_eq!(devices.nodes[0]["path"], "/dev/nothing");
         assert_eq!((&devices.nodes[0]["major"], &devices.nodes[0]["minor"]), (&json!(1), &json!(3)));
         let rule = json!({"allow": true, "type": "c", "major": 1, "minor": 3, "access": "r"});
@@ -171,7 +180,7 @@ mod tests {
         let mut config = config("/dev/null", "/dev/nothing", "r");
         (config.security.run_as_user, config.security.run_as_group) = (Some(1000), Some(2000));
         let owner = |config: &ContainerConfig, owned| {
-            let devices = gather(config, false, owned).unwrap();
+            let devices = gather(config, false, owned, false).unwrap();
             (devices.nodes[0]["uid"].clone(), devices.nodes[0]["gid"].clone())
         };
         assert_eq!(owner(&config, false), (json!(0), json!(0)));
@@ -181,8 +190,29 @@ mod tests {
     }
 
     #[test]
+    fn in_a_user_namespace_a_node_has_no_owner_of_the_node() {
+        let mut config = config("/dev/null", "/dev/nothing", "r");
+        (config.security.run_as_user, config.security.run_as_group) = (Some(1000), Some(2000));
+        let node = |owned| gather(&config, true, owned, true).unwrap().nodes.pop().unwrap();
+        assert_eq!((node(false).get("uid"), node(false).get("gid")), (None, None));
+        // these are ids of the container
+        assert_eq!((&node(true)["uid"], &node(true)["gid"]), (&json!(1000), &json!(2000)));
+    }
+
+    #[test]
+    fn a_volume_at_dev_stands_for_itself() {
+        let mut config = config("/dev/null", "/dev/nothing", "r");
+        assert!(gather(&config, true, false, false).unwrap().nodes.len() > 2);
+        config.mounts =
+            serde_json::from_value(json!([{"container_path": "/dev/", "host_path": "/dev"}])).unwrap();
+        let devices = gather(&config, true, false, false).unwrap();
+        assert_eq!(devices.nodes.len(), 1, "the one that the request names");
+        assert_eq!(devices.rules[0]["allow"], true);
+    }
+
+    #[test]
     fn a_directory_stands_for_its_nodes() {
-        let devices = gather(&config("/dev", "/devs", "rw"), false, false).unwrap();
+        let devices = gather(&config("/dev", "/devs", "rw"), false, false, false).unwrap();
         assert!(devices.nodes.iter().any(|node| node["path"] == "/devs/null"));
     }
 
@@ -194,7 +224,7 @@ mod tests {
             ("/dev/null", "x", "r"),
             ("/dev/null", "/x", "q"),
         ] {
-            let error = gather(&config(host, inside, permissions), false, false).unwrap_err();
+            let error = gather(&config(host, inside, permissions), false, false, false).unwrap_err();
             assert_eq!(error.kind, Kind::Invalid, "{host}");
         }
     }

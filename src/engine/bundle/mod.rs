@@ -260,7 +260,12 @@ fn gather(
         reaper,
         user: process::user(&config.security, &images.root.image.config, &images.root.lower)?,
         mounts: mounts::gather((pod, config), images, dir, label)?,
-        devices: devices::gather(config, privileged, ctx.settings.devices_of_user)?,
+        devices: devices::gather(
+            config,
+            privileged,
+            ctx.settings.devices_of_user,
+            shape.namespaces.user.is_some(),
+        )?,
         seccomp: security::seccomp(&config.security, &capabilities)?,
         apparmor: ctx.apparmor.choose(&config.security)?,
         selinux,

@@ -13,11 +13,11 @@ use super::{Doing, Failed, Result, warn};
 /// How long a killed container may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A signal by number or name, with or without SIG, also SIGRTMIN+3.
+/// A signal by number or name, with or without SIG, also SIGRTMIN+3. 0 is none: whether it could be sent.
 pub(crate) fn parse_signal(text: &str) -> std::result::Result<i32, String> {
     let bad = || format!("{text:?} is not a signal");
     if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err(bad()) };
+        return if (0..=64).contains(&number) { Ok(number) } else { Err(bad()) };
     }
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
@@ -45,7 +45,13 @@ pub(crate) fn kill(global: &Global, kill: &Kill) -> Result<()> {
         return cgroup.signal(kill.signal).doing(what);
     }
     let init = record.init().ok_or_else(|| Failed(format!("{}: container not running", what())))?;
-    sys::process::pidfd_signal(init.as_fd(), kill.signal).doing(what)
+    // Looked at while it lives: the end of a PID namespace's first process is that of all in it.
+    let alone = kill.signal == libc::SIGKILL && !record.is_first_in_its_namespace();
+    sys::process::pidfd_signal(init.as_fd(), kill.signal).doing(what)?;
+    match record.cgroup().filter(|_| alone) {
+        Some(cgroup) => cgroup.kill().doing(what),
+        None => Ok(()),
+    }
 }
 
 /// `delete`: a container that runs or is being made is refused, or with `force` killed first. One that waits for its start
@@ -108,7 +114,9 @@ pub(crate) fn remove(global: &Global, record: &Record) -> Result<()> {
     if let Some(init) = &init {
         let _ = sys::process::pidfd_signal(init.as_fd(), libc::SIGKILL);
     }
-    if let Some(cgroup) = record.cgroup() {
+    // Nothing of a container that has ended is left in a cgroup that another one could be made in.
+    let left = init.is_none() && record.has_left_its_cgroup(global);
+    if let Some(cgroup) = record.cgroup().filter(|_| !left) {
         empty(&cgroup, deadline)
             .doing(|| format!("remove cgroup {} of container {:?}", cgroup.path(), record.id))?;
     }
@@ -168,7 +176,8 @@ mod tests {
         {
             assert_eq!(parse_signal(text), Ok(number), "{text}");
         }
-        for bad in ["0", "65", "-9", "", "SIG", "NOPE", "RTMIN+99", "RTMIN+x"] {
+        assert_eq!(parse_signal("0"), Ok(0));
+        for bad in ["65", "-9", "", "SIG", "NOPE", "RTMIN+99", "RTMIN+x"] {
             assert!(parse_signal(bad).is_err(), "{bad}");
         }
     }

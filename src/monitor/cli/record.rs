@@ -182,6 +182,23 @@ impl Record {
         (!self.cgroup.is_empty()).then(|| Cgroup::new(self.cgroup.clone()))
     }
 
+    /// Whether the kernel ends all of it with init. Not when it has somebody else's PID namespace.
+    pub(crate) fn is_first_in_its_namespace(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let pids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        pids.and_then(|pids| pids.split_whitespace().next_back()) == Some("1")
+    }
+
+    /// Whether another container that has not ended is in its cgroup or in one below it.
+    pub(crate) fn has_left_its_cgroup(&self, global: &Global) -> bool {
+        // one whose record cannot be read must not keep this one from being removed
+        let others = names(global).unwrap_or_default().into_iter().filter(|name| *name != self.id);
+        let mut others = others.filter_map(|name| find(global, &name).ok()?);
+        others.any(|other| {
+            Path::new(&other.cgroup).starts_with(&self.cgroup) && other.status() != Status::Stopped
+        })
+    }
+
     fn is_frozen(&self) -> bool {
         self.cgroup().is_some_and(|cgroup| cgroup.is_frozen().unwrap_or(false))
     }
@@ -260,7 +277,8 @@ pub(crate) fn list(global: &Global, list: &List) -> Result<()> {
     print(&table(std::iter::once(head).chain(rows).collect()))
 }
 
-fn all(global: &Global) -> Result<Vec<Record>> {
+/// Ids of what is in the root, in their order.
+fn names(global: &Global) -> Result<Vec<String>> {
     let entries = match fs::read_dir(&global.root) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -268,8 +286,12 @@ fn all(global: &Global) -> Result<Vec<Record>> {
     };
     let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
     names.sort();
+    Ok(names)
+}
+
+fn all(global: &Global) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    for name in names {
+    for name in names(global)? {
         // Without a record it is being made or removed at this moment, or not ours.
         records.extend(find(global, &name)?);
     }

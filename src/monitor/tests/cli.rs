@@ -405,6 +405,45 @@ fn run_forwards_signals() {
 }
 
 #[test]
+fn a_kill_without_a_pid_namespace_ends_all_of_it() {
+    let mut node = node!("a_kill_without_a_pid_namespace_ends_all_of_it", "sleep 600 & echo ready; wait");
+    let namespaces = node.bundle.config["linux"]["namespaces"].as_array_mut().expect("namespaces");
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    node.bundle.write();
+    node.create("c1");
+    node.text(&["start", "c1"]);
+    wait_until("its text", || node.out() == "ready\n");
+    node.text(&["kill", "c1", "0"]);
+    let cgroup = &node.bundle.cgroup;
+    node.text(&["kill", "c1", "TERM"]);
+    wait_until("its end", || node.status("c1") == "stopped");
+    assert_eq!(cgroup.processes().expect("processes").len(), 1, "another signal is for init alone");
+    assert!(node.failure(&["kill", "c1", "0"]).contains("not running"));
+    node.text(&["delete", "c1"]);
+    assert!(node.is_clean());
+    node.create("c1");
+    node.text(&["start", "c1"]);
+    wait_until("its text", || node.out() == "ready\n");
+    node.text(&["kill", "c1", "KILL"]);
+    wait_until("the end of all", || cgroup.processes().expect("processes").is_empty());
+}
+
+#[test]
+fn a_cgroup_that_another_has_taken_over_is_left_alone() {
+    let node = node!("a_cgroup_that_another_has_taken_over_is_left_alone", "echo ready; exec sleep 600");
+    node.create("old");
+    node.text(&["start", "old"]);
+    node.text(&["kill", "old", "KILL"]);
+    wait_until("its end", || node.status("old") == "stopped");
+    node.create("new");
+    node.text(&["start", "new"]);
+    node.text(&["delete", "old"]);
+    assert_eq!(node.status("new"), "running");
+    node.text(&["delete", "--force", "new"]);
+    assert!(node.is_clean());
+}
+
+#[test]
 fn pause_resume_update_exec() {
     let node = node!("pause_resume_update_exec", "echo ready; while :; do sleep 0.05; done");
     let mut child = started(&node, "c1");

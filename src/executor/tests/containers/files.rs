@@ -15,12 +15,15 @@ pub(crate) const TESTS: &[Test] = &[
     ("files::many_layers", many_layers),
     ("files::an_overlay_in_the_root", an_overlay_in_the_root),
     ("files::a_read_only_root", a_read_only_root),
+    ("files::options_of_a_layered_root", options_of_a_layered_root),
     ("files::device_nodes_and_links", device_nodes_and_links),
     ("files::devices_of_the_config", devices_of_the_config),
+    ("files::devices_beside_a_bound_dev", devices_beside_a_bound_dev),
     ("files::masks_and_read_only_paths", masks_and_read_only_paths),
     ("files::bind_mount_options", bind_mount_options),
     ("files::recursive_read_only", recursive_read_only),
     ("files::propagation", propagation),
+    ("files::propagation_of_one_mount", propagation_of_one_mount),
     ("files::mount_points_are_made_inside", mount_points_are_made_inside),
     ("files::a_missing_source_is_named", a_missing_source_is_named),
     ("files::proc_must_be_a_directory", proc_must_be_a_directory),
@@ -28,8 +31,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("files::a_hostile_dev", a_hostile_dev),
     ("files::the_working_directory", the_working_directory),
     ("files::tmpfs_looks_like_what_it_covers", tmpfs_looks_like_what_it_covers),
+    ("files::a_tmpfs_starts_as_what_it_covers", a_tmpfs_starts_as_what_it_covers),
+    ("files::mount_options_that_are_common", mount_options_that_are_common),
     ("files::a_read_only_tmpfs_with_a_mount_in_it", a_read_only_tmpfs_with_a_mount_in_it),
     ("files::cgroups_are_shown", cgroups_are_shown),
+    ("files::options_of_cgroup_mounts", options_of_cgroup_mounts),
     ("files::the_node_does_not_see_it", the_node_does_not_see_it),
     ("files::dev_shm_is_shared_by_bind", dev_shm_is_shared_by_bind),
 ];
@@ -114,6 +120,31 @@ fn a_read_only_root() {
     assert!(text.starts_with("dev\noverlay / overlay ro,"), "{text}");
 }
 
+fn options_of_a_layered_root() {
+    let script = "touch /x 2>/dev/null && echo written; grep ' / / ' /proc/self/mountinfo";
+    let table: [(&[&str], &str, &str); 4] = [
+        (&["rro", "rnosuid"], "/ / ro,nosuid,", " - overlay"),
+        (&["ro", "rrw", "nodev", "rshared"], "/ / rw,nodev,", " shared:"),
+        (&["ro", "unbindable"], "/ / ro,", " unbindable "),
+        // not what is mounted in it
+        (&["noatime", "rstrictatime"], "/ / rw ", " - overlay"),
+    ];
+    for (options, attributes, rest) in table {
+        let mut bundle = Bundle::new(script);
+        layered(&mut bundle, &[], options);
+        let text = bundle.run().unwrap().text().to_owned();
+        let written = text.starts_with("written\n");
+        assert_eq!(written, attributes.contains("rw"), "{options:?}: {text}");
+        assert!(text.contains(attributes) && text.contains(rest), "{options:?}: {text}");
+    }
+    // the config's word is the stronger one
+    let mut bundle = Bundle::new(script);
+    layered(&mut bundle, &[], &["shared"]);
+    bundle.config["linux"]["rootfsPropagation"] = json!("private");
+    let text = bundle.run().unwrap().text().to_owned();
+    assert!(!text.contains("shared:"), "{text}");
+}
+
 fn device_nodes_and_links() {
     let script = "for d in null zero full random urandom tty; do stat -c '%F %t:%T %a %u' /dev/$d; done; \
         for l in fd stdin stdout stderr ptmx; do readlink /dev/$l; done; echo x > /dev/null; head -c 3 /dev/zero | wc -c; \
@@ -130,10 +161,33 @@ fn devices_of_the_config() {
     let mut bundle = Bundle::new("stat -c '%F %t:%T %a %u %g' /dev/deep/own /var/pipe");
     bundle.config["linux"]["devices"] = json!([
         {"path": "/dev/deep/own", "type": "c", "major": 1, "minor": 7, "fileMode": 0o600, "uid": 5, "gid": 6},
-        {"path": "/var/pipe", "type": "p", "major": 0, "minor": 0, "fileMode": 0o622},
+        {"path": "/var/pipe", "type": "p", "major": 4, "minor": 2, "fileMode": 0o622},
     ]);
     let expected = "character special file 1:7 600 5 6\nfifo 0:0 622 0 0";
     assert_eq!(bundle.run().unwrap().text(), expected);
+}
+
+fn devices_beside_a_bound_dev() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let mut bundle = Bundle::new("stat -c '%F %t:%T %a %u' /opt/null2; ls /dev");
+    let dev = bundle.path().join("dev");
+    fs::create_dir(&dev).unwrap();
+    mknod(&dev.join("own"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(1, 3)).unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
+    mounts.push(json!({"destination": "/dev", "type": "bind", "source": dev, "options": ["rbind"]}));
+    let device = |path: &str, minor: u32| json!({"path": path, "type": "c", "major": 1, "minor": minor, "fileMode": 0o666, "uid": 9, "gid": 9});
+    bundle.config["linux"]["devices"] = json!([device("/opt/null2", 3), device("/dev/own", 3)]);
+    assert_eq!(bundle.run().unwrap().text(), "character special file 1:3 666 9\nown");
+    let own = fs::metadata(dev.join("own")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((own.mode() & 0o777, own.uid()), (0o600, 0), "what is bound stays as it is");
+    for missing in [device("/dev/other", 3), device("/dev/own", 5)] {
+        bundle.config["linux"]["devices"] = json!([missing]);
+        let error = bundle.run().unwrap_err();
+        assert_eq!((error.kind, error.object.as_str()), (Kind::Invalid, missing["path"].as_str().unwrap()));
+    }
+    assert_eq!(fs::read_dir(dev).unwrap().count(), 1, "nothing is made in it");
 }
 
 fn masks_and_read_only_paths() {
@@ -216,6 +270,38 @@ fn propagation() {
     assert!(!inside.contains(" /none/out tmpfs"), "{inside}");
     assert!(outside.contains("source/in tmpfs"), "{outside}");
     assert!(!outside.contains("source/up tmpfs"), "nothing was said of propagation: {outside}");
+}
+
+/// A word for the mount alone does not leave those below it shared with the node.
+fn propagation_of_one_mount() {
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    let script = "for d in private slave unbindable; do mkdir /$d/below/$d && mount -t tmpfs in /$d/below/$d; done; \
+        umount /private/below/there; grep -c ' /[a-z]*/below/[a-z]* .* in ' /proc/self/mountinfo; \
+        grep -c ' /[a-z]*/below.* shared:' /proc/self/mountinfo";
+    let mut bundle = Bundle::new(script);
+    let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    bundle.config["process"]["capabilities"] = json!({"bounding": all, "effective": all, "permitted": all});
+    let source = bundle.path().join("source");
+    let (below, there) = (source.join("below"), source.join("below/there"));
+    let none = None::<&str>;
+    for place in [&source, &below, &there] {
+        fs::create_dir(place).unwrap();
+        mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        mount(none, place, none, MsFlags::MS_SHARED, none).unwrap();
+    }
+    for word in ["private", "slave", "unbindable"] {
+        let destination = format!("/{word}");
+        bundle.mount(
+            json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", word]}),
+        );
+    }
+    let outcome = bundle.run();
+    let outside = fs::read_to_string("/proc/self/mounts").unwrap();
+    umount2(&source, MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(outcome.unwrap().out.trim(), "3\n0");
+    assert!(outside.contains("source/below/there tmpfs"), "unmounted on the node: {outside}");
+    assert!(!outside.contains("source/below/private"), "{outside}");
+    assert!(!outside.lines().any(|line| line.starts_with("in ")), "{outside}");
 }
 
 fn mount_points_are_made_inside() {
@@ -331,12 +417,81 @@ fn tmpfs_looks_like_what_it_covers() {
     assert!(error.contains("nosuchfs"), "{error}");
 }
 
+fn a_tmpfs_starts_as_what_it_covers() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let script = "cd /data; stat -c '%n %F %a %u:%g %h %t:%T' . file other deep deep/below pipe null out; \
+        cat file deep/below/x; readlink out; stat -c '%Y' file; stat -f -c %T /data; \
+        echo more >> other; cat file; rm -r deep; touch y 2>/dev/null || echo ro";
+    let mut bundle = Bundle::new(script);
+    let data = bundle.root().join("data");
+    fs::create_dir_all(data.join("deep/below")).unwrap();
+    fs::write(data.join("file"), "text\n").unwrap();
+    fs::write(data.join("deep/below/x"), "x\n").unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    symlink(outside.path(), data.join("out")).unwrap();
+    symlink("data", bundle.root().join("link")).unwrap();
+    fs::hard_link(data.join("file"), data.join("other")).unwrap();
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    nix::unistd::mkfifo(&data.join("pipe"), Mode::from_bits_truncate(0o640)).unwrap();
+    mknod(&data.join("null"), SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(1, 3)).unwrap();
+    for (name, mode, owner) in [
+        ("", 0o1770, 3),
+        ("file", 0o4751, 5),
+        ("deep", 0o711, 6),
+        ("deep/below", 0o2700, 7),
+        ("pipe", 0o640, 8),
+    ] {
+        chown(data.join(name), Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(data.join(name), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::os::unix::fs::lchown(data.join("out"), Some(9), Some(9)).unwrap();
+    let file = fs::File::options().write(true).open(data.join("file")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000)).unwrap();
+    let options = json!(["tmpcopyup,size=1m", "nosuid"]);
+    bundle.mount(json!({"destination": "/link", "type": "tmpfs", "source": "tmpfs", "options": options}));
+    let expected = format!(
+        ". directory 1770 3:3 3 0:0\nfile regular file 4751 5:5 2 0:0\nother regular file 4751 5:5 2 0:0\n\
+        deep directory 711 6:6 3 0:0\ndeep/below directory 2700 7:7 2 0:0\npipe fifo 640 8:8 1 0:0\n\
+        null character special file 600 0:0 1 1:3\nout symbolic link 777 9:9 1 0:0\n\
+        text\nx\n{}\n1000000\ntmpfs\ntext\nmore",
+        outside.path().display()
+    );
+    assert_eq!(bundle.run().unwrap().text(), expected);
+    assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "text\n", "the root is as it was");
+    assert!(data.join("deep/below/x").exists());
+    // read-only when it is filled; and too much for it is said
+    bundle.config["mounts"].as_array_mut().unwrap().last_mut().unwrap()["options"] =
+        json!(["tmpcopyup", "ro"]);
+    assert!(bundle.run().unwrap().out.ends_with("\nro\n"));
+    fs::write(data.join("big"), vec![1; 2 << 20]).unwrap();
+    bundle.config["mounts"].as_array_mut().unwrap().last_mut().unwrap()["options"] = options;
+    let error = bundle.run().unwrap_err().to_string();
+    assert_eq!(error, "copy into the tmpfs at /link \"big\": no space left on device");
+}
+
+fn mount_options_that_are_common() {
+    let mut bundle = Bundle::new("grep -e ' /bound ' -e ' /new ' /proc/self/mounts");
+    let source = bundle.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let options = json!(["bind", "sync", "dirsync,lazytime", "ro,nosuid"]);
+    bundle.mount(json!({"destination": "/bound", "source": source, "options": options}));
+    let options = json!(["size=64k,mode=700", "sync,silent"]);
+    bundle.mount(json!({"destination": "/new", "type": "tmpfs", "source": "tmpfs", "options": options}));
+    let text = bundle.run().unwrap().text().to_owned();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].contains(" ro,nosuid,") && !lines[0].contains("sync"), "{text}");
+    assert!(lines[1].contains(" rw,sync,") && lines[1].contains("size=64k,mode=700"), "{text}");
+}
+
 fn a_read_only_tmpfs_with_a_mount_in_it() {
-    let mut bundle = Bundle::new("touch /run/x 2>/dev/null || echo ro; touch /run/sub/x && echo rw");
-    fs::create_dir(bundle.path().join("source")).unwrap();
-    bundle.mount(json!({"destination": "/run", "type": "tmpfs", "options": ["ro", "mode=755"]}));
-    bundle.mount(json!({"destination": "/run/sub", "source": "source", "options": ["bind"]}));
-    assert_eq!(bundle.run().unwrap().text(), "ro\nrw");
+    for option in ["ro", "rro"] {
+        let mut bundle = Bundle::new("touch /run/x 2>/dev/null || echo ro; touch /run/sub/x && echo rw");
+        fs::create_dir(bundle.path().join("source")).unwrap();
+        bundle.mount(json!({"destination": "/run", "type": "tmpfs", "options": [option, "mode=755"]}));
+        bundle.mount(json!({"destination": "/run/sub", "source": "source", "options": ["bind"]}));
+        assert_eq!(bundle.run().unwrap().text(), "ro\nrw", "{option}");
+    }
 }
 
 fn cgroups_are_shown() {
@@ -351,6 +506,20 @@ fn cgroups_are_shown() {
     let node = bundle.run().unwrap().out;
     assert!(node.lines().filter(|l| l.contains(':')).all(|l| l.ends_with(&bundle.id)), "{node}");
     assert!(node.contains("\n1\n"), "{node}");
+}
+
+fn options_of_cgroup_mounts() {
+    let script = "for d in $(find /data -name cgroup.procs); do mkdir ${d%cgroup.procs}x 2>/dev/null && echo $d; done; \
+        touch /data/x 2>/dev/null && echo top; grep -v '^[^-]* /data[^-]* shared:' /proc/self/mountinfo | grep ' /data'; \
+        grep -c ' /data[^ ]* ro,.*cgroup' /proc/self/mountinfo";
+    let mut bundle = Bundle::new(script);
+    let options = json!(["rro", "rshared"]);
+    bundle.mount(json!({"destination": "/data", "type": "cgroup", "source": "cgroup", "options": options}));
+    let text = bundle.run().unwrap().text().to_owned();
+    assert!(
+        text.parse::<u32>().is_ok_and(|mounts| mounts > 0),
+        "what is listed is writable, or not shared: {text}"
+    );
 }
 
 fn the_node_does_not_see_it() {

@@ -25,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("security::sysctls_and_names", sysctls_and_names),
     ("security::pipes_belong_to_the_user", pipes_belong_to_the_user),
     ("security::labels_need_a_kernel_that_has_them", labels_need_a_kernel_that_has_them),
+    ("security::what_is_for_another_system_is_refused", what_is_for_another_system_is_refused),
     ("security::loopback_is_up", loopback_is_up),
     ("security::a_session_keyring_of_its_own", a_session_keyring_of_its_own),
 ];
@@ -232,6 +233,23 @@ fn labels_need_a_kernel_that_has_them() {
     bundle.config["process"]["apparmorProfile"] = json!("");
     bundle.config["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
     assert_eq!(bundle.run().unwrap_err().kind, Kind::Unsupported);
+    // nor have files one, whether a file system that would take it is mounted or none
+    let label = "system_u:object_r:container_file_t:s0";
+    bundle.config["process"]["selinuxLabel"] = json!("");
+    bundle.config["linux"]["mountLabel"] = json!(label);
+    for _ in 0..2 {
+        let error = bundle.run().unwrap_err();
+        assert_eq!((error.kind, error.object.as_str()), (Kind::Unsupported, label), "{error}");
+        let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+        mounts.retain(|m| !m["destination"].as_str().unwrap().starts_with("/dev"));
+    }
+}
+
+fn what_is_for_another_system_is_refused() {
+    let mut bundle = Bundle::new("true");
+    bundle.config["freebsd"] = json!({"jail": {"host": "new"}});
+    let error = bundle.run().unwrap_err();
+    assert_eq!((error.kind, error.object.as_str()), (Kind::Unsupported, "freebsd"), "{error}");
 }
 
 fn loopback_is_up() {

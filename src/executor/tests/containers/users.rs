@@ -13,9 +13,12 @@ use crate::scratch::{Bundle, end, quiet, words};
 pub(crate) const TESTS: &[Test] = &[
     ("users::inside_it_is_root", inside_it_is_root),
     ("users::layers_are_shown_with_the_owners_inside", layers_are_shown_with_the_owners_inside),
+    ("users::options_of_a_layered_root", options_of_a_layered_root),
+    ("users::a_tmpfs_with_files_of_the_layers", a_tmpfs_with_files_of_the_layers),
     ("users::volumes_are_mapped_when_asked", volumes_are_mapped_when_asked),
     ("users::a_mount_can_be_mapped_without_a_user_namespace", a_mount_can_be_mapped_without_a_user_namespace),
     ("users::the_node_cannot_be_reached", the_node_cannot_be_reached),
+    ("users::devices_belong_to_whom_the_config_says", devices_belong_to_whom_the_config_says),
     ("users::its_namespaces_are_its_own", its_namespaces_are_its_own),
     ("users::an_exec_is_in_it", an_exec_is_in_it),
     ("users::with_the_nodes_network", with_the_nodes_network),
@@ -135,6 +138,28 @@ fn layers_are_shown_with_the_owners_inside() {
     assert_eq!(owner("upper/proc"), (FIRST, FIRST));
 }
 
+fn options_of_a_layered_root() {
+    let mut bundle = in_user_namespace("touch /x 2>/dev/null || grep ' / / ' /proc/self/mountinfo");
+    with_layers(&mut bundle);
+    let options = bundle.config["mounts"][0]["options"].as_array_mut().unwrap();
+    options.extend(["rro", "rnosuid", "rshared"].map(Into::into));
+    let text = bundle.run().unwrap().text().to_owned();
+    assert!(text.contains(" / / ro,nosuid,") && text.contains(" shared:"), "{text}");
+}
+
+fn a_tmpfs_with_files_of_the_layers() {
+    let mut bundle =
+        in_user_namespace("stat -c '%u:%g %a' /data /data/file; cat /data/file; echo x > /data/x");
+    with_layers(&mut bundle);
+    let data = bundle.path().join("two/data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("file"), "text\n").unwrap();
+    chown(data.join("file"), Some(5), Some(6)).unwrap();
+    fs::set_permissions(data.join("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    bundle.mount(json!({"destination": "/data", "type": "tmpfs", "options": ["tmpcopyup"]}));
+    assert_eq!(bundle.run().unwrap().text(), "0:0 755\n5:6 600\ntext");
+}
+
 fn volume(bundle: &Bundle, name: &str) -> std::path::PathBuf {
     let path = bundle.path().join(name);
     fs::create_dir(&path).unwrap();
@@ -217,10 +242,30 @@ fn the_node_cannot_be_reached() {
     let options = json!(["rbind", "ro", "idmap"]);
     bundle.mount(json!({"destination": "/readonly", "type": "bind", "source": source, "options": options}));
     // memory of the kernel's null device, by the number of a device that everybody may use in this cgroup
-    bundle.config["linux"]["devices"] = json!([{"path": "/dev/disk", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600, "uid": 0, "gid": 0}]);
+    bundle.config["linux"]["devices"] =
+        json!([{"path": "/dev/disk", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600}]);
     let outcome = bundle.run().unwrap();
     assert_eq!(outcome.text(), "mounted", "what is listed before was possible");
     assert_eq!(fs::metadata(source.join("of-root")).unwrap().uid(), 0);
+}
+
+fn devices_belong_to_whom_the_config_says() {
+    let mut bundle = in_user_namespace(
+        "stat -c '%u %g' /dev/own /dev/other /dev/null; echo x > /dev/own && echo opened; echo x 2>/dev/null > /dev/other",
+    );
+    bundle.config["process"]["user"] = json!({"uid": 7, "gid": 9});
+    bundle.config["process"]["capabilities"] = json!({});
+    let device = |path: &str| json!({"path": path, "type": "c", "major": 1, "minor": 3, "fileMode": 0o600});
+    let mut own = device("/dev/own");
+    (own["uid"], own["gid"]) = (json!(7), json!(8));
+    bundle.config["linux"]["devices"] = json!([own, device("/dev/other")]);
+    let outcome = bundle.run().unwrap();
+    // who has no owner in it belongs to the node's root
+    assert_eq!(outcome.out.trim(), "7 8\n65534 65534\n65534 65534\nopened");
+    assert_ne!(outcome.code, 0, "/dev/other was opened");
+    bundle.config["linux"]["devices"][0]["gid"] = json!(70_000);
+    let error = bundle.run().unwrap_err();
+    assert_eq!((error.kind, error.object.as_str()), (Kind::Invalid, "/dev/own"), "{error}");
 }
 
 fn its_namespaces_are_its_own() {
@@ -310,14 +355,21 @@ fn limits_terminal_and_sysctls() {
 }
 
 fn hooks_see_the_container() {
-    let mut bundle = in_user_namespace("cat /hooked");
+    let mut bundle = in_user_namespace(
+        "cat /hooked; cd /proc/self/ns; readlink cgroup ipc net pid uts | cmp - /namespaces && grep -c ' /own tmpfs' /proc/self/mounts",
+    );
     chown(bundle.root(), Some(FIRST), Some(FIRST)).unwrap();
     let told = bundle.path().join("told");
     let hook = |script: String| json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
     let node = format!("sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' > {}", told.display());
+    let root = bundle.root().display().to_string();
+    let inside = format!(
+        "echo here > {root}/hooked; cd /proc/self/ns && readlink cgroup ipc net pid uts > {root}/namespaces; \
+         mkdir {root}/own && mount -t tmpfs own {root}/own"
+    );
     bundle.config["hooks"] = json!({
         "createRuntime": hook(node),
-        "createContainer": hook(format!("echo here > {}/hooked", bundle.root().display())),
+        "createContainer": hook(inside),
         "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "id -u >> /hooked"]}],
     });
     let (process, output) = bundle.start().unwrap();
@@ -325,7 +377,7 @@ fn hooks_see_the_container() {
     let outcome = crate::scratch::finish(&process, output);
     process.cgroup.kill().unwrap();
     process.cgroup.remove().unwrap();
-    assert_eq!(outcome.text(), "here\n0");
+    assert_eq!(outcome.text(), "here\n0\n1");
     assert_eq!(fs::read_to_string(told).unwrap().trim(), pid.to_string());
 }
 
