@@ -228,12 +228,35 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), Problem> {
     refuse(notify, field, "SCMP_ACT_NOTIFY (a listener process)")?;
     refuse(seccomp.listener_path().is_some(), "linux.seccomp.listenerPath", "a listener process")?;
     refuse(seccomp.listener_metadata().is_some(), "linux.seccomp.listenerMetadata", "a listener process")?;
-    for call in seccomp.syscalls().iter().flatten() {
+    let default = seccomp.default_errno_ret();
+    check_errno("linux.seccomp.defaultErrnoRet", seccomp.default_action(), default)?;
+    for (index, call) in seccomp.syscalls().iter().flatten().enumerate() {
         demand(!call.names().is_empty(), field, "a rule without names")?;
+        let field_of_rule = format!("linux.seccomp.syscalls[{index}].errnoRet");
+        check_errno(&field_of_rule, call.action(), call.errno_ret())?;
         let args = call.args().iter().flatten();
         demand(args.clone().all(|a| a.index() < 6), field, "system calls have six arguments")?;
     }
     Ok(())
+}
+
+/// An errno stands only where the action has a place for it; the kernel cuts larger ones off (SECCOMP_RET_DATA, MAX_ERRNO).
+fn check_errno(field: &str, action: LinuxSeccompAction, errno: Option<u32>) -> Result<(), Problem> {
+    let Some(errno) = errno else { return Ok(()) };
+    let largest = seccomp_errno(action).ok_or_else(|| invalid(field, format!("{action} takes none")))?;
+    if errno > largest {
+        return Err(invalid(field, format!("{errno} is not one of 0 to {largest}")));
+    }
+    Ok(())
+}
+
+/// The largest number that goes with an action; `None`: it takes none.
+pub(crate) fn seccomp_errno(action: LinuxSeccompAction) -> Option<u32> {
+    match action {
+        LinuxSeccompAction::ScmpActErrno => Some(4095),
+        LinuxSeccompAction::ScmpActTrace => Some(0xffff),
+        _ => None,
+    }
 }
 
 fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
@@ -310,7 +333,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let table: [(&str, Change); 24] = [
+        let table: [(&str, Change); 28] = [
             ("process.user", |j| j["process"]["user"]["uid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["gid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["additionalGids"] = serde_json::json!([1, u32::MAX])),
@@ -357,6 +380,23 @@ mod tests {
             ("mounts[0] proc", |j| j["mounts"][0]["destination"] = "proc".into()),
             ("linux.seccomp", |j| {
                 j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"});
+            }),
+            ("linux.seccomp.defaultErrnoRet: SCMP_ACT_ALLOW takes none", |j| {
+                j["linux"]["seccomp"] =
+                    serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 38});
+            }),
+            ("linux.seccomp.syscalls[1].errnoRet: SCMP_ACT_KILL_PROCESS takes none", |j| {
+                j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                    {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 0},
+                    {"names": ["mkdir"], "action": "SCMP_ACT_KILL_PROCESS", "errnoRet": 5}]});
+            }),
+            ("linux.seccomp.syscalls[0].errnoRet: 4096 is not", |j| {
+                j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                    {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096}]});
+            }),
+            ("linux.seccomp.defaultErrnoRet: 65536 is not", |j| {
+                j["linux"]["seccomp"] =
+                    serde_json::json!({"defaultAction": "SCMP_ACT_TRACE", "defaultErrnoRet": 65536});
             }),
             ("hooks.poststop", |j| j["hooks"] = serde_json::json!({"poststop": [{"path": "x"}]})),
         ];
