@@ -17,9 +17,9 @@ const LONGEST_ANSWER: usize = 1 << 20;
 
 #[derive(Deserialize)]
 struct Answer {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     token: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     access_token: String,
 }
 

@@ -278,6 +278,29 @@ async fn a_token_that_expires_is_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nulls_in_a_token_document_are_nothing() {
+    let scene = Scene::new().await;
+    let store = scene.store().await;
+    scene.registry.add("p/q", "1", &one(b"x"));
+    scene.registry.allow(Access::Token("T"));
+    for (document, good) in [
+        (r#"{"token":null,"access_token":"T"}"#, true),
+        (r#"{"token":"T","access_token":null,"expires_in":null}"#, true),
+        (r#"{"token":null,"access_token":null}"#, false),
+    ] {
+        scene.registry.plan("/token", 1, Fault::Status(200, Vec::new(), document.to_owned()));
+        let pulled = store.pull(&scene.registry.name("p/q:1"), None).await;
+        match pulled {
+            Ok(_) => assert!(good, "{document}"),
+            Err(e) => {
+                assert!(!good && e.to_string().contains("the answer holds no token"), "{document}: {e}")
+            }
+        }
+        store.remove(&scene.registry.name("p/q:1")).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn secrets_stay_with_the_registry() {
     let scene = Scene::new().await;
     let other = Registry::start().await;
