@@ -24,7 +24,7 @@ use crate::hosts::{self, Endpoint, Tls};
 use crate::settings::{Settings, is_loopback};
 use crate::{hash, tls, token};
 
-const MOST_REDIRECTS: usize = 10;
+pub(crate) const MOST_REDIRECTS: usize = 10;
 /// How much of an error document is read.
 const LONGEST_ERROR: usize = 16 << 10;
 
