@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_by_name() {
         type Change = fn(&mut serde_json::Value);
-        let table: [(&str, Change); 28] = [
+        let table: [(&str, Change); 24] = [
             ("process.user", |j| j["process"]["user"]["uid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["gid"] = u32::MAX.into()),
             ("process.user", |j| j["process"]["user"]["additionalGids"] = serde_json::json!([1, u32::MAX])),
@@ -381,28 +381,41 @@ mod tests {
             ("linux.seccomp", |j| {
                 j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_NOTIFY"});
             }),
-            ("linux.seccomp.defaultErrnoRet: SCMP_ACT_ALLOW takes none", |j| {
-                j["linux"]["seccomp"] =
-                    serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 38});
-            }),
-            ("linux.seccomp.syscalls[1].errnoRet: SCMP_ACT_KILL_PROCESS takes none", |j| {
-                j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
-                    {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 0},
-                    {"names": ["mkdir"], "action": "SCMP_ACT_KILL_PROCESS", "errnoRet": 5}]});
-            }),
-            ("linux.seccomp.syscalls[0].errnoRet: 4096 is not", |j| {
-                j["linux"]["seccomp"] = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
-                    {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "errnoRet": 4096}]});
-            }),
-            ("linux.seccomp.defaultErrnoRet: 65536 is not", |j| {
-                j["linux"]["seccomp"] =
-                    serde_json::json!({"defaultAction": "SCMP_ACT_TRACE", "defaultErrnoRet": 65536});
-            }),
             ("hooks.poststop", |j| j["hooks"] = serde_json::json!({"poststop": [{"path": "x"}]})),
         ];
         for (field, change) in table {
             let problem = parse(change).unwrap_err().to_string();
             assert!(problem.starts_with(field), "{problem:?} should start with {field:?}");
+        }
+    }
+
+    #[test]
+    fn an_errno_without_an_effect_is_refused() {
+        let rule = |action: &str, errno: u32| serde_json::json!([{"names": ["chmod"], "action": action, "errnoRet": errno}]);
+        let filter = |default: &str, errno: Option<u32>, rules: serde_json::Value| {
+            let seccomp = serde_json::json!(
+                {"defaultAction": default, "defaultErrnoRet": errno, "syscalls": rules});
+            check_seccomp(&serde_json::from_value(seccomp).unwrap()).map_err(|e| e.to_string())
+        };
+        let none = || serde_json::json!([]);
+        filter("SCMP_ACT_ERRNO", Some(4095), rule("SCMP_ACT_TRACE", 65535)).unwrap();
+        for (result, why) in [
+            (filter("SCMP_ACT_ALLOW", Some(38), none()), "defaultErrnoRet: SCMP_ACT_ALLOW takes none"),
+            (
+                filter("SCMP_ACT_TRACE", Some(65536), none()),
+                "defaultErrnoRet: 65536 is not one of 0 to 65535",
+            ),
+            (
+                filter("SCMP_ACT_ALLOW", None, rule("SCMP_ACT_KILL_PROCESS", 5)),
+                "syscalls[0].errnoRet: SCMP_ACT_KILL_PROCESS takes none",
+            ),
+            (
+                filter("SCMP_ACT_ALLOW", None, rule("SCMP_ACT_ERRNO", 4096)),
+                "syscalls[0].errnoRet: 4096 is not",
+            ),
+        ] {
+            let problem = result.unwrap_err();
+            assert!(problem.starts_with(&format!("linux.seccomp.{why}")), "{problem}");
         }
     }
 }
