@@ -278,6 +278,35 @@ async fn a_token_that_expires_is_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sizes_must_be_right_also_of_what_is_here() {
+    let scene = Scene::new().await;
+    let added = scene.registry.add("p/q", "1", &one(b"x"));
+    let mut store = scene.store().await;
+    store.pull(&scene.registry.name("p/q:1"), None).await.unwrap();
+    let file = added.manifest.replace(':', "/");
+    let bytes = std::fs::read(scene.settings().root.join("manifests").join(file)).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    // before and after a restart
+    for _ in 0..2 {
+        for place in ["/config/size", "/layers/0/size"] {
+            for by in [-1, 1] {
+                let mut manifest = manifest.clone();
+                let size = manifest.pointer_mut(place).unwrap();
+                *size = json!(size.as_i64().unwrap() + by);
+                let text = manifest.to_string();
+                scene.registry.add_manifest("p/q", "2", oci::media::OCI_MANIFEST, text.as_bytes());
+                let error = store.pull(&scene.registry.name("p/q:2"), None).await.unwrap_err();
+                assert_eq!(error.kind, Kind::Corrupt, "{place} {by}: {error}");
+                assert!(error.to_string().contains("were stated"), "{error}");
+            }
+        }
+        drop(store);
+        store = scene.store().await;
+    }
+    store.pull(&scene.registry.name("p/q:1"), None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nulls_in_a_token_document_are_nothing() {
     let scene = Scene::new().await;
     let store = scene.store().await;
