@@ -15,7 +15,7 @@
 //! | `create`, `init`, `exec`, `launch` | the steps, in order |
 //! | `apart`, `id_maps` | user namespaces: who makes what, and whose files are whose |
 //! | `root`, `overlay`, `mounts`, `inside`, `copy_up`, `devices`, `masks`, `console` | the container's file tree |
-//! | `credentials`, `attributes`, `command`, `seccomp` | what its process is |
+//! | `credentials`, `attributes`, `command`, `seccomp`, `newer_calls` | what its process is |
 //! | `resources`, `block_io`, `device_rules`, `hooks`, `load`, `channel`, `process`, `error` | limits, hooks, config, messages, results |
 //!
 //! What must never happen: a path of the container's root followed outside of it (all walks are `openat2` with
@@ -45,6 +45,7 @@ mod launch;
 mod load;
 mod masks;
 mod mounts;
+mod newer_calls;
 mod overlay;
 mod process;
 mod resources;

@@ -85,18 +85,18 @@ fn chain(e: &dyn StdError) -> String {
 
 #[derive(Deserialize)]
 struct ErrorBody {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     errors: Vec<RegistryError>,
     /// Token services say it so.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     details: String,
 }
 
 #[derive(Deserialize)]
 struct RegistryError {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     code: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     message: String,
 }
 

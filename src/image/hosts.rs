@@ -9,13 +9,17 @@
 //!   client = [["client.cert", "client.key"]]
 //!   skip_verify = false
 //!   override_path = false                       # true: the URL's path already is the API's root, no /v2 is added
+//!   dial_timeout = "10s"                        # how long a connection may take; default: the node's setting
 //!   [host."http://mirror.example:5000".header]
 //!   x-team = "blue"
 //! ```
 //! `_default/hosts.toml` serves hosts without a folder. Without any file the registry itself is asked, by HTTPS; by HTTP
 //! when its host is loopback or configured so, and its folder holds no certificates.
+//!
+//! The files are shared with other runtimes, so a key that is not known here is no error; it is told.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use url::Url;
@@ -47,6 +51,8 @@ pub(crate) struct Endpoint {
     pub(crate) tls: Tls,
     /// Sent with each request to this host.
     pub(crate) headers: Vec<(String, String)>,
+    /// How long a connection may take, when the file says it.
+    pub(crate) dial_timeout: Option<Duration>,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +75,9 @@ struct HostTable {
     override_path: bool,
     #[serde(default)]
     header: std::collections::BTreeMap<String, OneOrMore>,
+    dial_timeout: Option<String>,
+    #[serde(flatten)]
+    unknown: toml::Table,
 }
 
 #[derive(Clone, Deserialize)]
@@ -94,13 +103,16 @@ impl OneOrMore {
     }
 }
 
-/// The places to ask for images of `registry`, in order.
-pub(crate) fn endpoints(settings: &Settings, registry: &str) -> Result<Vec<Endpoint>> {
+/// The places to ask for images of `registry`, in order. `tell` gets what is odd in a file and no error.
+pub(crate) fn endpoints(settings: &Settings, registry: &str, tell: &dyn Fn(String)) -> Result<Vec<Endpoint>> {
     for folder in folders(settings, registry) {
         let file = folder.join("hosts.toml");
         match std::fs::read_to_string(&file) {
             Ok(text) => {
-                return parse(&text, &folder, settings, registry)
+                let ignored = |key: String| {
+                    tell(format!("{}: the key {key} is not known and has no effect", file.display()));
+                };
+                return parse(&text, &folder, settings, registry, &ignored)
                     .map_err(|e| Error::invalid(format!("{}: {e}", file.display())));
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
@@ -147,7 +159,15 @@ fn own_endpoint(settings: &Settings, registry: &str, tls: Tls) -> std::result::R
     let secure = !settings.allows_plain_http(registry) || tls != Tls::default() || host.ends_with(":443");
     let scheme = if secure { "https" } else { "http" };
     let base = base_url(&format!("{scheme}://{host}"), false)?;
-    Ok(Endpoint { base, resolve: true, pull: true, mirror: false, tls, headers: Vec::new() })
+    Ok(Endpoint {
+        base,
+        resolve: true,
+        pull: true,
+        mirror: false,
+        tls,
+        headers: Vec::new(),
+        dial_timeout: None,
+    })
 }
 
 fn parse(
@@ -155,11 +175,14 @@ fn parse(
     folder: &Path,
     settings: &Settings,
     registry: &str,
+    ignored: &dyn Fn(String),
 ) -> std::result::Result<Vec<Endpoint>, String> {
     let file: HostsFile = toml::from_str(text).map_err(|e| e.to_string())?;
+    file.own.unknown.keys().cloned().for_each(ignored);
     let mut endpoints = Vec::new();
     for (url, table) in file.host {
         let table: HostTable = table.try_into().map_err(|e| format!("host {url:?}: {e}"))?;
+        table.unknown.keys().map(|key| format!("{key} of host {url:?}")).for_each(ignored);
         endpoints.push(endpoint(&url, &table, folder, settings).map_err(|e| format!("host {url:?}: {e}"))?);
     }
     let own = match &file.server {
@@ -216,7 +239,35 @@ fn endpoint(
         mirror: false,
         tls,
         headers: table.header.iter().flat_map(header).collect(),
+        dial_timeout: table.dial_timeout.as_deref().map(dial_timeout).transpose()?,
     })
+}
+
+fn dial_timeout(text: &str) -> std::result::Result<Duration, String> {
+    let time = duration(text).filter(|time| !time.is_zero());
+    time.ok_or_else(|| format!("dial_timeout {text:?} is no time as \"10s\" or \"1m30s\""))
+}
+
+/// A duration in Go's form, without a sign: numbers with units.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut sum = Duration::ZERO;
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.find(|c: char| c != '.' && !c.is_ascii_digit())?);
+        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        sum = sum.checked_add(Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?)?;
+        rest = after;
+    }
+    Some(sum)
 }
 
 fn client_files(clients: &Clients, folder: &Path) -> std::result::Result<(PathBuf, PathBuf), String> {
@@ -255,6 +306,11 @@ fn base_url(text: &str, override_path: bool) -> std::result::Result<Url, String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Nothing is to be told.
+    fn endpoints(settings: &Settings, registry: &str) -> Result<Vec<Endpoint>> {
+        super::endpoints(settings, registry, &|said| panic!("{said}"))
+    }
 
     fn settings(dir: &Path) -> Settings {
         Settings {
@@ -311,6 +367,7 @@ mod tests {
             header = { x-a = "1", x-b = ["2", "3"] }
             [host."a.example/mirror"]
             skip_verify = true
+            dial_timeout = "1m2.5s"
             [host."https://c.example/root/api"]
             override_path = true
             client = ["c.cert", "c.key"]
@@ -329,6 +386,7 @@ mod tests {
         assert_eq!(list[0].tls.ca, [host.join("b.crt")]);
         assert_eq!(list[0].headers.len(), 3);
         assert!(list[1].tls.skip_verify);
+        assert_eq!(list[1].dial_timeout, Some(Duration::from_millis(62_500)));
         assert_eq!(list[2].tls.client, list[0].tls.client);
     }
 
@@ -344,11 +402,29 @@ mod tests {
             ("server = 3", "string"),
             ("[host.\"ftp://x\"]", "http or https"),
             ("[host.\"http://u:p@x\"]", "credentials"),
+            ("[host.x]\ndial_timeout = \"10\"", "dial_timeout \"10\" is no time"),
             ("[host.x]\ncapabilities = [\"fly\"]", "fly"),
         ] {
             std::fs::write(folder.join("hosts.toml"), text).unwrap();
             let error = endpoints(&settings(dir.path()), "any.example").unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("hosts.toml"), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_without_an_effect_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("_default");
+        std::fs::create_dir(&folder).unwrap();
+        let text = "skip_verfy = true\n[host.\"http://127.0.0.1:5000\"]\nskip_verfy = true\nca = \"x\"\n";
+        std::fs::write(folder.join("hosts.toml"), text).unwrap();
+        let told = std::cell::RefCell::new(Vec::new());
+        let list =
+            super::endpoints(&settings(dir.path()), "any.example", &|said| told.borrow_mut().push(said));
+        assert_eq!(list.unwrap().len(), 2);
+        let file = folder.join("hosts.toml").display().to_string();
+        let keys = ["skip_verfy", "skip_verfy of host \"http://127.0.0.1:5000\""];
+        let expected = keys.map(|key| format!("{file}: the key {key} is not known and has no effect"));
+        assert_eq!(told.into_inner(), expected);
     }
 }

@@ -20,7 +20,7 @@ const MOST_LAYERS: usize = 500;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
@@ -31,11 +31,13 @@ pub(crate) struct Descriptor {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     pub(crate) layers: Vec<Descriptor>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Index {
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     manifests: Vec<Descriptor>,
 }
 
@@ -149,15 +151,15 @@ struct RawConfig {
     working_dir: Option<String>,
     volumes: Option<BTreeMap<String, serde_json::Value>>,
     stop_signal: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
+    labels: Option<BTreeMap<String, Option<String>>>,
     exposed_ports: Option<BTreeMap<String, serde_json::Value>>,
 }
 
 #[derive(Deserialize)]
 struct RawImage {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     os: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     architecture: String,
     variant: Option<String>,
     config: Option<RawConfig>,
@@ -166,7 +168,7 @@ struct RawImage {
 
 #[derive(Deserialize)]
 struct RawRootfs {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "oci::null::as_empty")]
     diff_ids: Vec<Digest>,
 }
 
@@ -193,7 +195,12 @@ impl Config {
                 working_dir: own.working_dir.unwrap_or_default(),
                 volumes: keys(own.volumes),
                 stop_signal: own.stop_signal.unwrap_or_default(),
-                labels: own.labels.unwrap_or_default(),
+                labels: own
+                    .labels
+                    .unwrap_or_default()
+                    .into_iter()
+                    .map(|(name, value)| (name, value.unwrap_or_default()))
+                    .collect(),
                 exposed_ports: keys(own.exposed_ports),
             },
         })
@@ -273,6 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn nulls_in_manifests_are_nothing() {
+        let amd = json!({"os": "linux", "architecture": "amd64", "variant": null, "os.version": null});
+        let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "layers": null,
+            "manifests": [descriptor(1, json!({"os": null, "architecture": null})), descriptor(2, amd)]});
+        let Root::Choice(choice) = read(&index, "").unwrap() else { panic!("no choice") };
+        assert_eq!(choice.digest.to_string(), digest(2));
+        let config = json!({"mediaType": null, "digest": digest(1), "size": 1});
+        let manifest = json!({"schemaVersion": 2, "mediaType": media::OCI_MANIFEST, "config": config, "layers": null,
+            "manifests": null});
+        let Root::Image(image) = read(&manifest, "").unwrap() else { panic!("no image") };
+        assert!(image.layers.is_empty());
+        let index = json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": null});
+        assert!(read(&index, "").unwrap_err().to_string().contains("no image for linux/amd64"));
+    }
+
+    #[test]
     fn documents_that_are_refused() {
         let d = json!({"mediaType": "x", "digest": digest(1), "size": 1});
         let both = json!({"schemaVersion": 2, "config": d, "layers": [], "manifests": []});
@@ -291,11 +314,15 @@ mod tests {
     fn nulls_in_a_config_are_nothing() {
         let text =
             br#"{"architecture":"amd64","os":"linux","config":{"Env":null,"Cmd":["sh"],"Volumes":{"/v":{}},
-            "Labels":null,"User":"1:2"},"rootfs":{"type":"layers","diff_ids":[]}}"#;
+            "Labels":{"a":null,"b":"c"},"User":"1:2"},"rootfs":{"type":"layers","diff_ids":null},"variant":null}"#;
         let config = Config::parse(text).unwrap();
         assert_eq!(config.config.cmd, ["sh"]);
         assert_eq!(config.config.volumes, ["/v"]);
         assert_eq!(config.config.user, "1:2");
+        assert_eq!(config.config.labels, [("a", ""), ("b", "c")].map(|(n, v)| (n.into(), v.into())).into());
+        assert!(config.diff_ids.is_empty());
+        let bare = br#"{"architecture":null,"os":null,"config":{"Labels":null},"rootfs":{"diff_ids":[]}}"#;
+        assert!(Config::parse(bare).unwrap().check_platform(&host()).is_ok());
         assert!(config.check_platform(&host()).is_ok());
         assert!(config.check_platform(&Platform { architecture: "arm64".into(), ..host() }).is_err());
     }

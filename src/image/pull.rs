@@ -138,12 +138,13 @@ async fn resolve(inner: &Arc<Inner>, remote: &Remote, reference: &Reference) -> 
 /// A manifest by digest: from the disk, or from the registry.
 async fn known_or_fetched(inner: &Arc<Inner>, remote: &Remote, choice: &Descriptor) -> Result<Vec<u8>> {
     if let Some(bytes) = known(inner.layout.manifest(&choice.digest), &choice.digest).await {
+        check_size(&choice.digest, choice.size, bytes.len() as u64)?;
         return Ok(bytes);
     }
     let path = format!("manifests/{}", choice.digest);
     let ask = Ask { path, accept: Some(media::ACCEPT), resolve: false, from: 0 };
     let document = remote.document(&ask, LONGEST_MANIFEST, Some(&choice.digest)).await?;
-    check_size(choice, document.bytes.len())?;
+    check_size(&choice.digest, choice.size, document.bytes.len() as u64)?;
     Ok(document.bytes)
 }
 
@@ -158,12 +159,13 @@ async fn config(inner: &Arc<Inner>, remote: &Remote, descriptor: &Descriptor) ->
         return Err(Error::invalid(text));
     }
     if let Some(bytes) = known(inner.layout.config(&descriptor.digest), &descriptor.digest).await {
+        check_size(&descriptor.digest, descriptor.size, bytes.len() as u64)?;
         return Ok(bytes);
     }
     let ask = Ask { path: format!("blobs/{}", descriptor.digest), accept: None, resolve: false, from: 0 };
     let limit = usize::try_from(descriptor.size).unwrap_or(usize::MAX);
     let document = remote.document(&ask, limit, Some(&descriptor.digest)).await?;
-    check_size(descriptor, document.bytes.len())?;
+    check_size(&descriptor.digest, descriptor.size, document.bytes.len() as u64)?;
     Ok(document.bytes)
 }
 
@@ -172,12 +174,12 @@ async fn known(path: std::path::PathBuf, digest: &Digest) -> Option<Vec<u8>> {
     hash::check(&bytes, digest).is_ok().then_some(bytes)
 }
 
-fn check_size(descriptor: &Descriptor, length: usize) -> Result<()> {
-    if descriptor.size == length as u64 {
+/// A manifest that lies about a size is refused whether or not the content is here already.
+fn check_size(digest: &Digest, stated: u64, length: u64) -> Result<()> {
+    if stated == length {
         return Ok(());
     }
-    let text = format!("{} has {length} bytes, {} were stated", descriptor.digest, descriptor.size);
-    Err(Error::new(Kind::Corrupt, text))
+    Err(Error::new(Kind::Corrupt, format!("{digest} has {length} bytes, {stated} were stated")))
 }
 
 // --- layers ------------------------------------------------------------------------------------------------------
@@ -224,6 +226,13 @@ async fn fetch_layers(
     progress: &Progress,
 ) -> Result<()> {
     progress.layers(layers.len());
+    for layer in layers {
+        let known = inner.state().layers.get(&layer.diff_id).map(|known| known.blob.clone());
+        // the same archive may have been packed another way
+        if let Some((blob, Some(length))) = known.filter(|(blob, _)| *blob == layer.digest) {
+            check_size(&blob, layer.size, length)?;
+        }
+    }
     let slots = Arc::new(Semaphore::new(inner.settings.max_parallel_layers.max(1)));
     let mut begun = BTreeSet::new();
     let mut tasks = JoinSet::new();
@@ -310,6 +319,7 @@ fn unpack(inner: &Inner, feed: tokio::sync::mpsc::Receiver<Feed>, expected: &Exp
         version: VERSION,
         diff_id: expected.diff_id.clone(),
         blob: expected.digest.clone(),
+        blob_size: Some(expected.size),
         bytes: unpacked.bytes,
         inodes: unpacked.inodes,
         opaque_root: unpacked.opaque_root,
@@ -322,6 +332,7 @@ fn unpack(inner: &Inner, feed: tokio::sync::mpsc::Receiver<Feed>, expected: &Exp
     written.map_err(|e| Error::io(format!("write {}", path.display()), e))?;
     let layer = LayerState {
         unpublished: Some(scratch),
+        blob: (record.blob, record.blob_size),
         found: false,
         bytes: record.bytes,
         inodes: record.inodes,

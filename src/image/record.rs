@@ -54,6 +54,9 @@ pub(crate) struct LayerRecord {
     pub(crate) diff_id: Digest,
     /// The blob it came from.
     pub(crate) blob: Digest,
+    /// Bytes of that blob; records of before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) blob_size: Option<u64>,
     /// Disk space, bytes, and files.
     pub(crate) bytes: u64,
     pub(crate) inodes: u64,

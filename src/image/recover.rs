@@ -73,6 +73,7 @@ fn layer(layout: &Layout, path: &Path) -> io::Result<(Digest, LayerState)> {
     }
     let layer = LayerState {
         unpublished: None,
+        blob: (record.blob, record.blob_size),
         bytes: record.bytes,
         inodes: record.inodes,
         opaque_root: record.opaque_root,

@@ -1,14 +1,14 @@
 //! One registry as one pull sees it: the places that serve it, asked in order, with what each wants for authorisation.
 //!
 //! A [`Remote`] lives for one pull, so tokens and connections are never shared between clients with different
-//! credentials. What outlives it is [`Health`]: which places could not be reached lately.
+//! credentials. What outlives it is [`Health`]: which places could not be reached lately, and what was told of their files.
 //!
 //! Rules: credentials go only to the registry itself and to the token service that it names, never to a mirror (unless
 //! they are addressed to it by name) and never to where a redirect leads; plain HTTP is spoken only where the endpoint is
 //! configured so or the host is allowed; what is asked of a place that is not the last is asked once, of the last with
 //! patience.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::hosts::{self, Endpoint, Tls};
 use crate::settings::{Settings, is_loopback};
 use crate::{hash, tls, token};
 
-const MOST_REDIRECTS: usize = 10;
+pub(crate) const MOST_REDIRECTS: usize = 10;
 /// How much of an error document is read.
 const LONGEST_ERROR: usize = 16 << 10;
 
@@ -32,9 +32,19 @@ const LONGEST_ERROR: usize = 16 << 10;
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     dead: Mutex<HashMap<String, Instant>>,
+    /// Warnings about hosts files: each is told once.
+    told: Mutex<HashSet<String>>,
 }
 
 impl Health {
+    fn tell(&self, text: String) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.contains(&text) {
+            tracing::warn!("{text}");
+            told.insert(text);
+        }
+    }
+
     fn is_dead(&self, base: &Url) -> bool {
         let mut dead = self.dead.lock().unwrap_or_else(PoisonError::into_inner);
         dead.retain(|_, until| *until > Instant::now());
@@ -97,7 +107,7 @@ pub(crate) fn host_port(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-fn client(settings: &Settings, url: &Url, tls: &Tls) -> Result<Client> {
+fn client(settings: &Settings, url: &Url, tls: &Tls, dial_timeout: Option<Duration>) -> Result<Client> {
     let config =
         if url.scheme() == "https" { tls::config(tls, &settings.system_roots)? } else { tls::none()? };
     let mut builder = Client::builder()
@@ -105,7 +115,7 @@ fn client(settings: &Settings, url: &Url, tls: &Tls) -> Result<Client> {
         // one connection per blob: a shared HTTP/2 one would divide one window among the layers
         .http1_only()
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(settings.connect_timeout)
+        .connect_timeout(dial_timeout.unwrap_or(settings.connect_timeout))
         .pool_idle_timeout(Duration::from_secs(10))
         .user_agent(concat!("corten/", env!("CARGO_PKG_VERSION")));
     if is_loopback(&host_port(url)) {
@@ -126,13 +136,13 @@ impl Remote {
         let invalid = |e: &str| Error::invalid(format!("credentials for {registry}: {e}"));
         let named = auth.filter(|auth| !auth.server_address.is_empty());
         let mut list = Vec::new();
-        for endpoint in hosts::endpoints(settings, registry)? {
+        for endpoint in hosts::endpoints(settings, registry, &|text| health.tell(text))? {
             let credentials = match endpoint.mirror {
                 false => Credentials::from_auth(auth, registry).map_err(invalid)?,
                 true => Credentials::from_auth(named, &host_port(&endpoint.base)).map_err(invalid)?,
             };
             list.push(Host {
-                client: client(settings, &endpoint.base, &endpoint.tls)?,
+                client: client(settings, &endpoint.base, &endpoint.tls, endpoint.dial_timeout)?,
                 credentials,
                 grant: Mutex::new(None),
                 asking: tokio::sync::Mutex::new(()),
@@ -360,7 +370,8 @@ impl Remote {
         if let Some(known) = self.others.lock().unwrap_or_else(PoisonError::into_inner).get(&origin) {
             return Ok(known.clone());
         }
-        let made = client(&self.settings, url, &hosts::certificates(&self.settings, &host_port(url)))?;
+        let certificates = hosts::certificates(&self.settings, &host_port(url));
+        let made = client(&self.settings, url, &certificates, None)?;
         self.others.lock().unwrap_or_else(PoisonError::into_inner).insert(origin, made.clone());
         Ok(made)
     }

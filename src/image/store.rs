@@ -83,6 +83,8 @@ pub struct Usage {
 pub(crate) struct LayerState {
     /// Where it lies while it is not published.
     pub(crate) unpublished: Option<Scratch>,
+    /// The blob it came from, and its size as far as that was written down.
+    pub(crate) blob: (Digest, Option<u64>),
     pub(crate) bytes: u64,
     pub(crate) inodes: u64,
     pub(crate) opaque_root: bool,

@@ -8,6 +8,7 @@ pub mod environment;
 pub mod id;
 pub mod id_map;
 pub mod media;
+pub mod null;
 pub mod platform;
 pub mod reference;
 pub mod runtime;

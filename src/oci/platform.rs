@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// `linux`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::null::as_empty")]
     pub os: String,
     /// `amd64`, `arm64`, …
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::null::as_empty")]
     pub architecture: String,
     /// `v8`, `v7`, …; empty when the architecture needs none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default, deserialize_with = "crate::null::as_empty", skip_serializing_if = "String::is_empty")]
     pub variant: String,
 }
 

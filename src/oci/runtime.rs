@@ -247,8 +247,12 @@ fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), Problem> {
     refuse(notify, field, "SCMP_ACT_NOTIFY (a listener process)")?;
     refuse(seccomp.listener_path().is_some(), "linux.seccomp.listenerPath", "a listener process")?;
     refuse(seccomp.listener_metadata().is_some(), "linux.seccomp.listenerMetadata", "a listener process")?;
-    for call in seccomp.syscalls().iter().flatten() {
+    let default = seccomp.default_errno_ret();
+    check_errno("linux.seccomp.defaultErrnoRet", seccomp.default_action(), default)?;
+    for (index, call) in seccomp.syscalls().iter().flatten().enumerate() {
         demand(!call.names().is_empty(), field, "a rule without names")?;
+        let field_of_rule = format!("linux.seccomp.syscalls[{index}].errnoRet");
+        check_errno(&field_of_rule, call.action(), call.errno_ret())?;
         let args = call.args().iter().flatten();
         demand(args.clone().all(|a| a.index() < 6), field, "system calls have six arguments")?;
     }
@@ -270,6 +274,25 @@ fn parts(text: &str) -> Vec<&str> {
         letter == ',' && !quoted
     });
     parts.filter(|part| !part.is_empty()).collect()
+}
+
+/// An errno stands only where the action has a place for it; the kernel cuts larger ones off (SECCOMP_RET_DATA, MAX_ERRNO).
+fn check_errno(field: &str, action: LinuxSeccompAction, errno: Option<u32>) -> Result<(), Problem> {
+    let Some(errno) = errno else { return Ok(()) };
+    let largest = seccomp_errno(action).ok_or_else(|| invalid(field, format!("{action} takes none")))?;
+    if errno > largest {
+        return Err(invalid(field, format!("{errno} is not one of 0 to {largest}")));
+    }
+    Ok(())
+}
+
+/// The largest number that goes with an action; `None`: it takes none.
+pub(crate) fn seccomp_errno(action: LinuxSeccompAction) -> Option<u32> {
+    match action {
+        LinuxSeccompAction::ScmpActErrno => Some(4095),
+        LinuxSeccompAction::ScmpActTrace => Some(0xffff),
+        _ => None,
+    }
 }
 
 fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
@@ -420,5 +443,35 @@ mod tests {
         let check = |text| serde_json::from_str::<Untyped>(text).unwrap().check().map_err(|p| p.to_string());
         assert_eq!(check(r#"{"linux": {}, "ociVersion": "1.3.0"}"#), Ok(()));
         assert!(check(r#"{"freebsd": {"jail": {}}}"#).unwrap_err().starts_with("freebsd: not supported"));
+    }
+
+    #[test]
+    fn an_errno_without_an_effect_is_refused() {
+        let rule = |action: &str, errno: u32| serde_json::json!([{"names": ["chmod"], "action": action, "errnoRet": errno}]);
+        let filter = |default: &str, errno: Option<u32>, rules: serde_json::Value| {
+            let seccomp = serde_json::json!(
+                {"defaultAction": default, "defaultErrnoRet": errno, "syscalls": rules});
+            check_seccomp(&serde_json::from_value(seccomp).unwrap()).map_err(|e| e.to_string())
+        };
+        let none = || serde_json::json!([]);
+        filter("SCMP_ACT_ERRNO", Some(4095), rule("SCMP_ACT_TRACE", 65535)).unwrap();
+        for (result, why) in [
+            (filter("SCMP_ACT_ALLOW", Some(38), none()), "defaultErrnoRet: SCMP_ACT_ALLOW takes none"),
+            (
+                filter("SCMP_ACT_TRACE", Some(65536), none()),
+                "defaultErrnoRet: 65536 is not one of 0 to 65535",
+            ),
+            (
+                filter("SCMP_ACT_ALLOW", None, rule("SCMP_ACT_KILL_PROCESS", 5)),
+                "syscalls[0].errnoRet: SCMP_ACT_KILL_PROCESS takes none",
+            ),
+            (
+                filter("SCMP_ACT_ALLOW", None, rule("SCMP_ACT_ERRNO", 4096)),
+                "syscalls[0].errnoRet: 4096 is not",
+            ),
+        ] {
+            let problem = result.unwrap_err();
+            assert!(problem.starts_with(&format!("linux.seccomp.{why}")), "{problem}");
+        }
     }
 }

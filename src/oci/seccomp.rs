@@ -4,7 +4,8 @@
 //! (config-linux.md#seccomp) that stands in a bundle's `config.json`. The executor compiles it.
 //!
 //! What the default profile promises:
-//! * What is not named is denied with EPERM. A system call newer than this list is denied as well.
+//! * What is not named is denied with EPERM. A system call newer than this list is denied as well, with ENOSYS: a
+//!   program falls back to older ones, as on an older kernel (the executor sees to it).
 //! * `clone3` answers ENOSYS without CAP_SYS_ADMIN, because its flags are in memory where a filter
 //!   cannot see them; the C library then falls back to `clone`, whose flags are checked.
 //! * What needs a capability (`seccomp_table::GATED`) is opened by the capabilities that the container
@@ -13,8 +14,8 @@
 //! * No name occurs twice with the same condition, and the result is the same for the same
 //!   capabilities, in whatever order they come: compiled filters are cached by its hash.
 //!
-//! The library that compiles it may be older than some names: it must skip names that it cannot
-//! resolve (they stay denied), not fail.
+//! The library that compiles it may be older than some names: the executor knows the numbers of newer calls
+//! itself, and names that neither knows are passed over (they stay denied).
 
 use std::collections::BTreeSet;
 

@@ -5,7 +5,8 @@
 //! container's capabilities, the architecture and the kernel. The result has none of them left.
 //!
 //! A profile is a security boundary, so nothing in it is passed over: an unknown key is an error,
-//! except keys that begin with `_` or `$` and `comment`, which are for people.
+//! except keys that begin with `_` or `$` and `comment`, which are for people, and an errno of an action
+//! that takes none: Docker's users have such profiles, and it changes nothing that is denied.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use oci_spec::runtime::{
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::runtime::seccomp_errno;
 use crate::seccomp::canonical_capability;
 
 /// Why a profile is not one. Messages do not name the file: the caller knows it.
@@ -136,7 +138,9 @@ pub fn parse_profile<C: AsRef<str>>(
     let mut profile = LinuxSeccomp::default();
     profile
         .set_default_action(file.default_action)
-        .set_default_errno_ret(file.default_errno_ret)
+        .set_default_errno_ret(
+            file.default_errno_ret.filter(|_| seccomp_errno(file.default_action).is_some()),
+        )
         .set_architectures(architectures)
         .set_flags(file.flags)
         .set_listener_path(file.listener_path)
@@ -186,7 +190,7 @@ fn parse_rule(rule: Rule, place: &str, target: &Target) -> Result<Option<LinuxSy
     parsed
         .set_names(names)
         .set_action(rule.action)
-        .set_errno_ret(rule.errno_ret)
+        .set_errno_ret(rule.errno_ret.filter(|_| seccomp_errno(rule.action).is_some()))
         .set_args(rule.args.filter(|a| !a.is_empty()));
     Ok(Some(parsed))
 }
@@ -362,6 +366,17 @@ mod tests {
         let error =
             parse_profile::<&str>(PROFILE, &[], "x86_64", "generic").expect_err("no version").to_string();
         assert_eq!(error, "kernel: \"generic\" does not begin with a version (6.1)");
+    }
+
+    #[test]
+    fn an_errno_stays_where_the_action_takes_one() {
+        let json = r#"{"defaultAction": "SCMP_ACT_ALLOW", "defaultErrnoRet": 38, "syscalls": [
+            {"name": "mkdir", "action": "SCMP_ACT_KILL", "errnoRet": 5},
+            {"name": "rmdir", "action": "SCMP_ACT_ERRNO", "errnoRet": 5},
+            {"name": "chmod", "action": "SCMP_ACT_TRACE", "errnoRet": 6}]}"#;
+        let profile = parse_profile::<&str>(json, &[], "x86_64", "6.1").expect("a profile");
+        let rules: Vec<_> = profile.syscalls().iter().flatten().map(LinuxSyscall::errno_ret).collect();
+        assert_eq!((profile.default_errno_ret(), rules), (None, vec![None, Some(5), Some(6)]));
     }
 
     #[test]

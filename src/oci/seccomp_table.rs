@@ -1,6 +1,7 @@
 //! Which system calls the default seccomp profile allows, in groups, each with the reason beside it.
 //!
-//! Names are libseccomp's. A group is a row; a call may stand in several capability groups (either
+//! Names are libseccomp's; one that is newer than a node's library may be must be in the executor's list of newer
+//! calls. A group is a row; a call may stand in several capability groups (either
 //! capability opens it) but never both in [`ALWAYS`] and in one of them: then the capability would be
 //! without effect, and a test says so. Calls of one architecture only are harmless on the others,
 //! where the name resolves to nothing.

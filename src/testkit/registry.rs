@@ -27,7 +27,9 @@ use hyper_util::rt::TokioIo;
 use oci::{Digest, media};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// How a layer is packed.
 pub use oci::media::Packing;
@@ -174,6 +176,15 @@ impl Drop for Registry {
 impl Registry {
     /// Starts a registry on a free loopback port.
     pub async fn start() -> Registry {
+        Registry::listen(None).await
+    }
+
+    /// Starts one that speaks TLS.
+    pub async fn start_tls(config: tokio_rustls::rustls::ServerConfig) -> Registry {
+        Registry::listen(Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn listen(tls: Option<TlsAcceptor>) -> Registry {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind a loopback port");
         let address = listener.local_addr().expect("the port");
         let state = State {
@@ -193,13 +204,16 @@ impl Registry {
             loop {
                 let Ok((socket, _)) = listener.accept().await else { continue };
                 let state = Arc::clone(&shared);
+                let tls = tls.clone();
                 connections.spawn(async move {
-                    let service = hyper::service::service_fn(move |request| {
-                        serve(Arc::clone(&state), request, address)
-                    });
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(socket), service)
-                        .await;
+                    match tls {
+                        None => connection(state, socket, address).await,
+                        Some(tls) => {
+                            // a client that does not trust us goes away
+                            let Ok(socket) = tls.accept(socket).await else { return };
+                            connection(state, socket, address).await;
+                        }
+                    }
                 });
             }
         });
@@ -417,6 +431,14 @@ fn simple(status: u16, body: &str) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(status).expect("a status");
     response
+}
+
+async fn connection<S>(state: Arc<Mutex<State>>, socket: S, address: SocketAddr)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let service = hyper::service::service_fn(move |request| serve(Arc::clone(&state), request, address));
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
 }
 
 async fn serve(

@@ -278,6 +278,104 @@ async fn a_token_that_expires_is_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sizes_must_be_right_also_of_what_is_here() {
+    let scene = Scene::new().await;
+    let added = scene.registry.add("p/q", "1", &one(b"x"));
+    let mut store = scene.store().await;
+    store.pull(&scene.registry.name("p/q:1"), None).await.unwrap();
+    let file = added.manifest.replace(':', "/");
+    let bytes = std::fs::read(scene.settings().root.join("manifests").join(file)).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    // before and after a restart
+    for _ in 0..2 {
+        for place in ["/config/size", "/layers/0/size"] {
+            for by in [-1, 1] {
+                let mut manifest = manifest.clone();
+                let size = manifest.pointer_mut(place).unwrap();
+                *size = json!(size.as_i64().unwrap() + by);
+                let text = manifest.to_string();
+                scene.registry.add_manifest("p/q", "2", oci::media::OCI_MANIFEST, text.as_bytes());
+                let error = store.pull(&scene.registry.name("p/q:2"), None).await.unwrap_err();
+                assert_eq!(error.kind, Kind::Corrupt, "{place} {by}: {error}");
+                assert!(error.to_string().contains("were stated"), "{error}");
+            }
+        }
+        drop(store);
+        store = scene.store().await;
+    }
+    store.pull(&scene.registry.name("p/q:1"), None).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nulls_in_a_token_document_are_nothing() {
+    let scene = Scene::new().await;
+    let store = scene.store().await;
+    scene.registry.add("p/q", "1", &one(b"x"));
+    scene.registry.allow(Access::Token("T"));
+    for (document, good) in [
+        (r#"{"token":null,"access_token":"T"}"#, true),
+        (r#"{"token":"T","access_token":null,"expires_in":null}"#, true),
+        (r#"{"token":null,"access_token":null}"#, false),
+    ] {
+        scene.registry.plan("/token", 1, Fault::Status(200, Vec::new(), document.to_owned()));
+        let pulled = store.pull(&scene.registry.name("p/q:1"), None).await;
+        match pulled {
+            Ok(_) => assert!(good, "{document}"),
+            Err(e) => {
+                assert!(!good && e.to_string().contains("the answer holds no token"), "{document}: {e}")
+            }
+        }
+        store.remove(&scene.registry.name("p/q:1")).await.unwrap();
+    }
+}
+
+/// The token service of the registry, behind redirects of its own and of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirected_token_service_is_followed_without_secrets() {
+    let scene = Scene::new().await;
+    let other = Registry::start().await;
+    let store = scene.store().await;
+    scene.registry.add("p/q", "1", &one(b"x"));
+    let name = scene.registry.name("p/q:1");
+    let login = Some(("user", "pass-word"));
+    scene.registry.allow(Access::Bearer { login, refresh_token: "re-fresh" });
+    let redirect = |to: String, status: u16| Fault::Status(status, vec![("location", to)], String::new());
+    let identity = Some(Auth { identity_token: "re-fresh".into(), ..Auth::default() });
+
+    // the same origin gets everything again, a relative place too
+    for (credentials, status) in [(password(), 307), (password(), 302), (identity.clone(), 308)] {
+        let place = "/token?service=test&scope=repository:p/q:pull".to_owned();
+        scene.registry.plan("/token", 1, redirect(place, status));
+        store.pull(&name, credentials).await.unwrap();
+        store.remove(&name).await.unwrap();
+    }
+
+    // another one is asked without
+    for (credentials, status) in [(password(), 307), (identity.clone(), 303)] {
+        let place = format!("http://{}/token?x=y", other.host());
+        scene.registry.plan("/token", 1, redirect(place, status));
+        other.plan("/token", 1, Fault::Status(200, Vec::new(), r#"{"token":"not-known"}"#.into()));
+        assert_eq!(store.pull(&name, credentials).await.unwrap_err().kind, Kind::Unauthorized);
+        let asked = other.requests().pop().unwrap();
+        assert_eq!((asked.method.as_str(), asked.authorization), ("GET", None));
+    }
+    let before = other.requests().len();
+    scene.registry.plan("/token", 1, redirect(format!("http://{}/token", other.host()), 307));
+    let error = store.pull(&name, identity).await.unwrap_err();
+    assert!(error.to_string().contains("not to have its credentials"), "{error}");
+    assert!(!format!("{error:?} {error}").contains("re-fresh"), "{error:?}");
+    assert_eq!(other.requests().len(), before);
+
+    // plain HTTP, and no end
+    scene.registry.plan("/token", 1, redirect("http://192.0.2.1/token".into(), 307));
+    let error = store.pull(&name, password()).await.unwrap_err();
+    assert!(error.to_string().contains("http is not allowed for 192.0.2.1"), "{error}");
+    scene.registry.plan("/token", 100, redirect("/token".into(), 307));
+    let error = store.pull(&name, password()).await.unwrap_err();
+    assert!(error.to_string().contains("redirects"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn secrets_stay_with_the_registry() {
     let scene = Scene::new().await;
     let other = Registry::start().await;

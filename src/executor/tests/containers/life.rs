@@ -127,7 +127,7 @@ fn exec_is_in_the_same_place() {
 
 fn environments_of_bytes() {
     let show = "cat /proc/self/environ | tr '\\0' '\\n' | grep -a '^[AB]=' | od -An -tx1";
-    let mut bundle = Bundle::new(&format!("{show}; sleep 1000"));
+    let mut bundle = Bundle::new(&format!("{show}; touch /tmp/shown; sleep 1000"));
     let entries = [oci::environment::entry("A", b"\xff=\x01\n\xfe"), "B=1".to_owned()];
     bundle.config["process"]["env"] = json!(["PATH=/usr/bin:/bin", entries[0], entries[1]]);
     let (container, output) = bundle.start().unwrap();
@@ -135,6 +135,7 @@ fn environments_of_bytes() {
     let want = "41 3d ff 3d 01 0a 42 3d 31 0a";
     // a line ends at its newline, so the rest of A is one that does not begin with a name
     assert_eq!(exec.text(), want, "{exec:?}");
+    until("it has shown its own", || bundle.root().join("tmp/shown").exists());
     end(&container);
     let mut out = Vec::new();
     std::io::Read::read_to_end(&mut std::fs::File::from(output), &mut out).unwrap();

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("security::a_forged_proc_spares_no_capability", a_forged_proc_spares_no_capability),
     ("security::a_capability_that_the_host_lacks", a_capability_that_the_host_lacks),
     ("security::seccomp", seccomp),
+    ("security::calls_newer_than_libseccomp", calls_newer_than_libseccomp),
     ("security::seccomp_reaches_execs", seccomp_reaches_execs),
     ("security::rlimits", rlimits),
     ("security::oom_score", oom_score),
@@ -155,6 +156,87 @@ fn seccomp() {
     bundle.config["linux"]["seccomp"] = serde_json::to_value(profile).unwrap();
     let text = bundle.run().unwrap().text().to_owned();
     assert!(text.contains("Seccomp:\t2"), "{text}");
+}
+
+/// A whole program that makes one system call with −1 for every argument and exits with its errno: as a 64-bit
+/// program does it, or as a 32-bit one.
+#[cfg(target_arch = "x86_64")]
+fn raw_call(number: u32, old_gate: bool) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    let mut code = Vec::new();
+    if old_gate {
+        // or ebx, -1; ecx, edx, esi, edi; mov eax, number; int 0x80
+        for register in [0xcb, 0xc9, 0xca, 0xce, 0xcf] {
+            code.extend([0x83, register, 0xff]);
+        }
+        code.push(0xb8);
+        code.extend(number.to_le_bytes());
+        code.extend([0xcd, 0x80]);
+    } else {
+        // or rdi, -1; rsi, rdx; or r10, -1; r8; mov eax, number; syscall
+        for register in [[0x48, 0xcf], [0x48, 0xce], [0x48, 0xca], [0x49, 0xca], [0x49, 0xc8]] {
+            code.extend([register[0], 0x83, register[1], 0xff]);
+        }
+        code.push(0xb8);
+        code.extend(number.to_le_bytes());
+        code.extend([0x0f, 0x05]);
+    }
+    // neg eax; mov edi, eax; mov eax, 231 (exit_group); syscall
+    code.extend([0xf7, 0xd8, 0x89, 0xc7, 0xb8, 231, 0, 0, 0, 0x0f, 0x05]);
+    let size = (120 + code.len()) as u64;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    [BASE + 120, 64, 0].iter().for_each(|n| file.extend(n.to_le_bytes()));
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 0, 0, 0, 0]);
+    // one segment to load, to be read and executed
+    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
+    [0, BASE, BASE, size, size, 0x1000].iter().for_each(|n| file.extend(n.to_le_bytes()));
+    file.extend(code);
+    file
+}
+
+/// What calls answer in a container with the default profile and in one without a filter.
+#[cfg(target_arch = "x86_64")]
+fn calls_newer_than_libseccomp() {
+    use std::os::unix::fs::PermissionsExt;
+    let script = "for n in /raw/*; do $n; echo ${n##*/} $?; done 2>&1";
+    let mut bundle = Bundle::new(script);
+    fs::create_dir(bundle.root().join("raw")).unwrap();
+    let new = 457..=469;
+    // mount and kexec_load are old, 500 and 600 do not exist
+    let calls = new.clone().chain([165, 246, 500, 600]).map(|n| (n, false));
+    for (number, old_gate) in calls.chain(new.chain([21, 283, 500, 600]).map(|n| (n, true))) {
+        let file = bundle.root().join(format!("raw/{}{number}", if old_gate { "i386-" } else { "" }));
+        fs::write(&file, raw_call(number, old_gate)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let answers = |bundle: &Bundle| -> std::collections::BTreeMap<String, i32> {
+        let text = bundle.run().unwrap().text().to_owned();
+        let line = |l: &str| l.split_once(' ').and_then(|(n, e)| Some((n.to_owned(), e.parse().ok()?)));
+        text.lines().map(|l| line(l).unwrap_or_else(|| panic!("{l:?} in {text}"))).collect()
+    };
+    let free = answers(&bundle);
+    bundle.config["linux"]["seccomp"] =
+        serde_json::to_value(oci::seccomp::default_profile::<&str>(&[])).unwrap();
+    let filtered = answers(&bundle);
+    assert_eq!(filtered.len(), 34, "{filtered:?}");
+    for (name, answer) in &filtered {
+        let expected = match name.rsplit('-').next().unwrap() {
+            "165" | "246" | "21" | "283" | "467" => libc::EPERM,
+            "500" | "600" => libc::ENOSYS,
+            _ => free[name],
+        };
+        assert_eq!(*answer, expected, "call {name}; without a filter {free:?}, with it {filtered:?}");
+    }
+    // a kernel that has the call finds the arguments wrong
+    for name in ["462", "i386-462"] {
+        assert!([libc::EINVAL, libc::ENOSYS].contains(&free[name]), "mseal: {free:?}");
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn calls_newer_than_libseccomp() {
+    eprintln!("SKIP security::calls_newer_than_libseccomp: its programs are made of x86-64 instructions");
 }
 
 fn seccomp_reaches_execs() {
