@@ -31,7 +31,7 @@ use crate::paths::Kit;
 use crate::registry::{self, NODE_PORT};
 use crate::watch::{self, Ended};
 use crate::world::{self, Scope};
-use crate::{cgroup, cni};
+use crate::{cgroup, cni, scratch};
 
 /// How the node is to be, from the flags of `xtask inside`.
 pub(crate) struct Inside {
@@ -56,6 +56,8 @@ pub(crate) fn run(inside: &Inside) -> Result<i32> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
         .context("ask to be told of a parent's end")?;
     nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+    // nor is it swept before that is done
+    let _held = scratch::hold(&inside.dir)?;
     enter_namespaces(inside)?;
     bring_up_network()?;
     let kit = Kit::at(&inside.dir.join("kit"));
@@ -253,7 +255,7 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
         .env("CRI_CONFIG_FILE", inside.dir.join("config/crictl.yaml"));
     let child = watch::spawn(&mut command)?;
     loop {
-        match watch::next(child)? {
+        match watch::next(child, watch::NOT_FROM_TERMINAL)? {
             Ended::Process(pid, code) if pid == child => return Ok(code),
             Ended::Process(pid, code) if pid == daemon.pid() => {
                 if !daemon.restart(code)? {

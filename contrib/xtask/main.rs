@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `demo` | shows the project in a minute | `demo` |
 //! | `test` | everything that must pass | `test`, `report` |
-//! | `node` | a throw-away node to try things in | `node`, `inside`, `vm` |
+//! | `node` | a throw-away node to try things in | `node`, `inside`, `vm`, `console`, `line`, `guest` |
 //! | `bench` | figures, beside peers | `bench` |
 //! | `install`, `build` | the parts of it | `install`, `programs`, `tools`, `images` |
 //!
@@ -13,7 +13,7 @@
 //! ```text
 //! install ─▶ programs ─┐
 //!        ├─▶ tools ────┼─▶ Kit ─▶ node ─▶ inside (namespaces, registry, daemon, command, leak check)
-//!        └─▶ images ───┘            └▶ vm ─▶ inside, in the guest
+//!        └─▶ images ───┘            └▶ vm ─▶ guest ─▶ inside, in the VM
 //! ```
 //!
 //! It has few dependencies, so that it compiles in seconds.
@@ -27,12 +27,15 @@ mod cargo_test;
 mod cgroup;
 mod cni;
 mod command;
+mod console;
 mod daemon;
 mod demo;
+mod guest;
 mod images;
 mod inside;
 mod install;
 mod large_images;
+mod line;
 mod node;
 mod paths;
 mod programs;
@@ -61,7 +64,10 @@ usage: cargo xtask demo
        cargo xtask node  [--config FILE]… [--cni official] [--vm uml|qemu [--lsm apparmor|selinux|none]]
                    [--share DIR]… [--out DIR] [--tmpfs] [--debug] [-- COMMAND…]
        cargo xtask bench [--json FILE] [--only PART]… [--against cri=SOCKET]… [--against oci=PATH]…
-       cargo xtask install | build";
+       cargo xtask install | build
+
+node runs COMMAND, or a shell, with this terminal. In a VM that has a terminal of its own, of this one's size at the start;
+a pipe or a file is a pipe there, and standard output and error stay apart where they are apart here.";
 
 fn main() -> ExitCode {
     match run() {
@@ -86,6 +92,7 @@ fn run() -> Result<i32> {
         "demo-inside" => demo::inside(),
         "bench" => bench::run(rest),
         "test" => test::run(&test_choice(rest)?),
+        "guest" => guest::run(&split(rest).1),
         "inside" => inside::run(&inside_options(rest)?),
         "install" => install::all().map(|()| 0),
         "build" => programs::build(Profile::Release).map(|dir| println!("{}", dir.display())).map(|()| 0),

@@ -89,6 +89,7 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     if options.vm.is_some() {
         return vm::run(kit, options);
     }
+    sweep()?;
     let scratch = Scratch::new("node")?;
     kit.link(&scratch.path().join("kit"))?;
     let name = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -106,6 +107,17 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     }
     left.iter().for_each(|what| eprintln!("node: left on this machine: {what}"));
     Ok(if code == 0 && !left.is_empty() { 1 } else { code })
+}
+
+/// Remove what nodes have left whose processes were killed.
+fn sweep() -> Result<()> {
+    for left in Scratch::left(&std::env::temp_dir(), "corten-node") {
+        let name = left.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !cgroup::remove(&cgroup::places(&name)?) {
+            eprintln!("node: an earlier node's cgroup cannot be removed: {name}");
+        }
+    }
+    Ok(())
 }
 
 /// Send a command's output to the log, if there is one.

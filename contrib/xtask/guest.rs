@@ -1,0 +1,141 @@
+//! `xtask guest -- COMMAND`: the end of the line in a VM ([`crate::line`]). It runs the command with pipes, or with a terminal
+//! of its own where the caller has one, and ends with its exit code when the host has seen all of its output.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::OFlag;
+use nix::pty::{Winsize, openpty};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+
+use crate::command::command;
+use crate::line::{self, Kind, Terminal};
+
+/// How long the host may take to say that it has seen everything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The side that both output threads write to, a frame at a time.
+type Line = Arc<Mutex<File>>;
+
+/// The kinds of output that nobody reads any more.
+type Closed = Arc<Mutex<Vec<u8>>>;
+
+fn send(line: &Line, kind: Kind, content: &[u8]) -> io::Result<()> {
+    line::send(&*line.lock().unwrap_or_else(PoisonError::into_inner), kind, content)
+}
+
+/// Run the command; its exit code.
+pub(crate) fn run(words: &[OsString]) -> Result<i32> {
+    let path = std::env::var_os("VM_LINE").context("VM_LINE is not set")?;
+    let mut from = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    // a port of virtio is no terminal and needs nothing
+    if let Ok(mut settings) = tcgetattr(&from) {
+        cfmakeraw(&mut settings);
+        tcsetattr(&from, SetArg::TCSANOW, &settings).context("make the line raw")?;
+    }
+    let to: Line = Arc::new(Mutex::new(from.try_clone()?));
+    send(&to, Kind::Hello, b"").context("greet the host")?;
+    let terminal = match line::receive(&mut from)? {
+        Some((Kind::Start, content)) => Terminal::from_text(&String::from_utf8_lossy(&content)),
+        other => bail!("the host did not say what its terminal is like, but {other:?}"),
+    };
+    let (mut child, input, outputs) = start(words, &terminal)?;
+    let (seen, all_seen) = mpsc::channel();
+    let closed: Closed = Closed::default();
+    thread::spawn({
+        let closed = closed.clone();
+        move || {
+            feed(from, input, &closed);
+            seen.send(()).ok();
+        }
+    });
+    let pumps: Vec<_> = outputs
+        .into_iter()
+        .map(|(kind, output)| {
+            let (to, closed) = (to.clone(), closed.clone());
+            // the command's next write to it fails then, as if its reader had gone away here
+            let gone = move || closed.lock().unwrap_or_else(PoisonError::into_inner).contains(&(kind as u8));
+            thread::spawn(move || {
+                line::pump(output, |content| match gone() {
+                    true => Err(io::ErrorKind::BrokenPipe.into()),
+                    false => send(&to, kind, content),
+                })
+            })
+        })
+        .collect();
+    let status = child.wait().context("wait for the command")?;
+    for pump in pumps {
+        pump.join().ok();
+    }
+    send(&to, Kind::Ended, b"").context("tell the host of the end")?;
+    all_seen.recv_timeout(PATIENCE).ok();
+    Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()))
+}
+
+type Outputs = Vec<(Kind, Box<dyn Read + Send>)>;
+
+/// Start the command: with what it reads from, and what it prints to.
+fn start(words: &[OsString], terminal: &Terminal) -> Result<(Child, Box<dyn Write + Send>, Outputs)> {
+    let mut outputs: Outputs = Vec::new();
+    if !terminal.is_one {
+        let mut command = command(words);
+        let (output, far) = io::pipe().context("make a pipe")?;
+        command.stdin(Stdio::piped()).stdout(far.try_clone()?);
+        command.stderr(if terminal.together { Stdio::from(far) } else { Stdio::piped() });
+        let mut child = command.spawn().context("start the command")?;
+        let input = child.stdin.take().context("no stdin")?;
+        outputs.push((Kind::Output, Box::new(output)));
+        if let Some(errors) = child.stderr.take() {
+            outputs.push((Kind::Errors, Box::new(errors)));
+        }
+        return Ok((child, Box::new(input), outputs));
+    }
+    let size = Winsize { ws_row: terminal.rows, ws_col: terminal.columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(Some(&size), None).context("open a terminal")?;
+    let near = File::from(pty.master);
+    let far: OwnedFd = pty.slave;
+    // makes it the terminal that signals come from
+    let mut command = Command::new("setsid");
+    command.arg("--ctty").args(words).env("TERM", &terminal.name);
+    command.stdin(far.try_clone()?).stdout(far.try_clone()?);
+    command.stderr(if terminal.together { Stdio::from(far) } else { Stdio::piped() });
+    let mut child = command.spawn().context("start the command")?;
+    outputs.push((Kind::Output, Box::new(near.try_clone()?)));
+    if let Some(errors) = child.stderr.take() {
+        outputs.push((Kind::Errors, Box::new(errors)));
+    }
+    Ok((child, Box::new(near), outputs))
+}
+
+/// Give the command what it reads, until the host has seen its end.
+fn feed(mut from: File, input: Box<dyn Write + Send>, closed: &Closed) {
+    let mut input = Some(input);
+    while let Ok(Some((kind, content))) = line::receive(&mut from) {
+        match kind {
+            Kind::Seen => return,
+            Kind::Input if content.is_empty() => input = None,
+            // one that has ended reads no more
+            Kind::Input => {
+                // one that has ended reads no more
+                let taken = input.take().map(|mut input| input.write_all(&content).map(|()| input));
+                input = taken.and_then(Result::ok);
+            }
+            Kind::Closed => closed.lock().unwrap_or_else(PoisonError::into_inner).extend(content),
+            _ => {}
+        }
+    }
+}
