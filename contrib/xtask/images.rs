@@ -80,9 +80,8 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     std::fs::remove_dir_all(&partial).ok();
     std::fs::create_dir_all(&partial)?;
     let work = crate::scratch::Scratch::new("images")?;
-    let docker_registry = Path::new("/usr/bin/docker-registry");
     let (mut server, registry) =
-        registry::start(docker_registry, &partial, work.path(), registry::free_port()?)?;
+        registry::start(&registry::program()?, &partial, work.path(), registry::free_port()?)?;
     let pushed = catalogue(&layers).iter().try_for_each(|image| push(&registry, image));
     server.kill()?;
     server.wait()?;

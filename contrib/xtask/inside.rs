@@ -61,10 +61,7 @@ pub(crate) fn run(inside: &Inside) -> Result<i32> {
     enter_namespaces(inside)?;
     bring_up_network()?;
     let kit = Kit::at(&inside.dir.join("kit"));
-    let docker_registry = match inside.dir.join("kit/docker-registry") {
-        copy if copy.exists() => copy,
-        _ => PathBuf::from("docker-registry"),
-    };
+    let docker_registry = inside.dir.join("kit/docker-registry");
     let (registry, _) = registry::start(&docker_registry, &kit.registry, &inside.dir, NODE_PORT)?;
     let registry = Pid::from_raw(i32::try_from(registry.id())?);
     configure(inside, &kit)?;

@@ -40,8 +40,8 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     std::fs::remove_dir_all(&partial).ok();
     quiet(command(&["cp", "-al"]).arg(&base).arg(&partial))?;
     let work = Scratch::new("large")?;
-    let program = Path::new("/usr/bin/docker-registry");
-    let (mut server, registry) = registry::start(program, &partial, work.path(), registry::free_port()?)?;
+    let (mut server, registry) =
+        registry::start(&registry::program()?, &partial, work.path(), registry::free_port()?)?;
     let pushed = push(&registry, work.path());
     server.kill()?;
     server.wait()?;

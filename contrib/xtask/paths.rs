@@ -5,6 +5,7 @@
 //!   tools/<module>-<key>/     crictl, critest, kubernetes, CNI plugins; key: hash of the module's go.mod, go.sum and tools.go
 //!   go/                       a Go toolchain, only where the machine has none that can build the tools
 //!   images/busybox-<version>  built from Debian's source
+//!   docker-registry/          Debian's package, unpacked, only where it is not installed
 //!   registry-<key>/           storage of docker-registry with the test images; key: hash of their definitions
 //!   vm/                       guest images
 //! ```
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::command::{command, quiet};
-use crate::programs;
+use crate::{programs, registry};
 
 /// The repository that this program was built from.
 pub(crate) fn repository() -> PathBuf {
@@ -82,9 +83,10 @@ impl Kit {
         }
     }
 
-    /// Lay the kit out in `dir` by links.
+    /// Lay the kit out in `dir` by links, with the registry's program beside it.
     pub(crate) fn link(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)?;
+        symlink(registry::program()?, dir.join("docker-registry")).context("link docker-registry")?;
         for (name, place, files) in self.parts() {
             let part = dir.join(name);
             if files.is_empty() {
@@ -99,14 +101,13 @@ impl Kit {
         Ok(())
     }
 
-    /// Lay the kit out in `dir` by copies, with this program and the registry beside it, for a VM.
+    /// Lay the kit out in `dir` by copies, with this program beside it, for a VM.
     pub(crate) fn copy(&self, dir: &Path) -> Result<()> {
         let links = dir.with_extension("links");
         self.link(&links)?;
         quiet(command(&["cp", "-aL"]).arg(&links).arg(dir))?;
         std::fs::remove_dir_all(&links)?;
         std::fs::copy(std::env::current_exe()?, dir.join("xtask"))?;
-        std::fs::copy("/usr/bin/docker-registry", dir.join("docker-registry"))?;
         Ok(())
     }
 }
