@@ -265,6 +265,22 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
     }
 }
 
+/// Remove all pods, by a daemon that the command may have killed as the last thing it did.
+fn remove_pods(kit: &Kit, inside: &Inside, daemon: &mut Daemon) -> Result<()> {
+    let mut tries = 5;
+    daemon.revive()?;
+    loop {
+        let done = daemon
+            .wait_until_it_answers()
+            .and_then(|()| quiet(crictl(inside, kit).args(["rmp", "-f", "-a"])).map(drop));
+        tries -= 1;
+        // its death may show only now
+        if done.is_ok() || tries == 0 || !daemon.revive()? {
+            return done;
+        }
+    }
+}
+
 /// Remove all pods, stop the daemon, and name what is left.
 fn take_down(
     kit: &Kit,
@@ -273,7 +289,7 @@ fn take_down(
     (before, scope): (&BTreeSet<String>, &mut Scope),
 ) -> Vec<String> {
     let mut left = daemon.failures();
-    if let Err(error) = quiet(crictl(inside, kit).args(["rmp", "-f", "-a"])) {
+    if let Err(error) = remove_pods(kit, inside, daemon) {
         left.push(format!("pods that cannot be removed: {error:#}"));
     }
     left.extend(daemon.stop());

@@ -38,9 +38,15 @@ struct OnNode {
 const LIMIT: &str = "1500";
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
+/// Leaves a pod, and no daemon.
+const KILLS_LAST: &str = r#"cd "$OUT"; echo '{"metadata":{"name":"last","namespace":"node","uid":"last"},"linux":{}}' > pod.json; \
+    crictl runp pod.json; kill -9 "$(cat "$CORTEN_PIDFILE")""#;
+
 /// The suites on nodes, in the order in which they run: what says most in least time comes first.
-const ON_NODES: [OnNode; 13] = [
+const ON_NODES: [OnNode; 14] = [
     on_bridge("cli", &["cli-suite"]),
+    // the node removes the pod all the same
+    OnNode { environment: "daemon killed last", ..on_bridge("cli", &["sh", "-ec", KILLS_LAST]) },
     on_bridge("beyond", &["beyond-suite"]),
     on_bridge("critest", &["critest-suite"]),
     OnNode {
