@@ -74,7 +74,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     if storage.exists() {
         return Ok(storage);
     }
-    println!("building the test images (once)");
+    eprintln!("building the test images (once)");
     let layers = Layers::build(&busybox::ensure()?, &programs::build_stand_in()?)?;
     let partial = storage.with_extension("partial");
     std::fs::remove_dir_all(&partial).ok();

@@ -53,7 +53,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("these Debian packages are missing, and only root can install them: {}", missing.join(" "));
     }
-    println!("installing {}", missing.join(" "));
+    eprintln!("installing {}", missing.join(" "));
     quiet(&mut command(&["apt-get", "update", "-q"]))?;
     let mut apt = command(&["apt-get", "install", "-y", "-q", "--no-install-recommends"]);
     apt.args(&missing).env("DEBIAN_FRONTEND", "noninteractive");

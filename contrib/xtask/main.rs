@@ -86,7 +86,7 @@ fn run() -> Result<i32> {
     match verb.to_str().unwrap_or_default() {
         "node" => {
             let options = node_options(rest)?;
-            node::run(&node::kit(options.profile)?, &options)
+            node::run(&node::kit_for(&options)?, &options)
         }
         "demo" => demo::run(),
         "demo-inside" => demo::inside(),

@@ -59,7 +59,29 @@ impl Default for Options {
     }
 }
 
-/// Make what a node is made from, as far as it is not there yet.
+/// Make what a node with these options is made from, as far as it is not there yet: a suite, the cluster's programs and
+/// the official plugins only where they are asked for, since they take long.
+pub(crate) fn kit_for(options: &Options) -> Result<Kit> {
+    let mut kit = programs_and_crictl(options.profile)?;
+    if options.official_cni {
+        kit.cni = tools::ensure(&tools::CNI)?;
+    }
+    if names(&options.command, programs::SUITES) {
+        kit.suites = programs::build_suites()?;
+    }
+    if names(&options.command, &["kubelet-suite", "kubelet", "kube-apiserver", "kubectl", "etcd"]) {
+        kit.kubernetes = tools::ensure(&tools::KUBERNETES)?;
+    }
+    Ok(kit)
+}
+
+/// Whether a command has one of the programs among its words, or in a script that is one of them.
+fn names(command: &[OsString], programs: &[&str]) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    command.iter().any(|word| word.to_string_lossy().split(|c| !part(c)).any(|word| programs.contains(&word)))
+}
+
+/// Make everything that any node is made from.
 pub(crate) fn kit(profile: Profile) -> Result<Kit> {
     Ok(Kit {
         cni: tools::ensure(&tools::CNI)?,
@@ -147,4 +169,23 @@ pub(crate) fn flags(options: &Options) -> Result<Vec<OsString>> {
         flags.push("--tmpfs".into());
     }
     Ok(flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_asked_for_by_name() {
+        let asks = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            names(&words, programs::SUITES)
+        };
+        assert!(asks(&["critest-suite", "--parallel", "4"]));
+        assert!(asks(&["timeout", "60", "beyond-suite"]));
+        assert!(asks(&["sh", "-c", "cd /; churn;true"]));
+        assert!(!asks(&["crictl", "pods"]));
+        assert!(!asks(&["sh", "-c", "echo my-churn"]));
+        assert!(!asks(&[]));
+    }
 }

@@ -94,7 +94,8 @@ impl Kit {
                 continue;
             }
             std::fs::create_dir(&part)?;
-            for file in files {
+            // a kit has the suites only where they are asked for
+            for file in files.iter().filter(|file| place.join(file).exists()) {
                 symlink(place.join(file), part.join(file)).with_context(|| format!("link {file}"))?;
             }
         }

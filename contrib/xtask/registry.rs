@@ -38,7 +38,7 @@ pub(crate) fn program() -> Result<PathBuf> {
     if installed.exists() || own.exists() {
         return Ok(if installed.exists() { installed } else { own });
     }
-    println!("getting Debian's docker-registry (once; it is not installed)");
+    eprintln!("getting Debian's docker-registry (once; it is not installed)");
     let work = Scratch::below(&cache()?, "docker-registry")?;
     // root's apt would else become a user who cannot write there
     let options = ["-q", "-o", "APT::Sandbox::User=root", "download", "docker-registry"];
