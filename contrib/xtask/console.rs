@@ -166,3 +166,54 @@ fn talk(line: &UnixStream, streams: Streams, before: &Before) -> io::Result<()> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A writer that fails, or that remembers.
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>, bool);
+
+    impl Write for Page {
+        fn write(&mut self, content: &[u8]) -> io::Result<usize> {
+            match self.1 {
+                true => Err(io::ErrorKind::BrokenPipe.into()),
+                false => self.0.lock().unwrap().write(content),
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn streams_are_the_commands_own() {
+        let (ours, guest) = UnixStream::pair().unwrap();
+        let (output, errors) = (Page::default(), Page(Arc::default(), true));
+        let streams = Streams {
+            input: Some(Box::new(b"typed".as_slice())),
+            output: Box::new(output.clone()),
+            errors: Box::new(errors),
+            terminal: Terminal { rows: 5, ..Terminal::default() },
+        };
+        let host = thread::spawn(move || talk(&ours, streams, &Before::default()));
+        let heard = || line::receive(&guest).unwrap().unwrap();
+        line::send(&guest, Kind::Hello, b"").unwrap();
+        let (kind, content) = heard();
+        assert_eq!(kind, Kind::Start);
+        assert_eq!(Terminal::from_text(&String::from_utf8(content).unwrap()).rows, 5);
+        assert_eq!(heard(), (Kind::Input, b"typed".to_vec()));
+        assert_eq!(heard(), (Kind::Input, Vec::new()));
+        line::send(&guest, Kind::Output, b"one").unwrap();
+        // nobody reads those
+        line::send(&guest, Kind::Errors, b"two").unwrap();
+        assert_eq!(heard(), (Kind::Closed, vec![Kind::Errors as u8]));
+        line::send(&guest, Kind::Ended, b"").unwrap();
+        assert_eq!(heard(), (Kind::Seen, Vec::new()));
+        drop(guest);
+        host.join().unwrap().unwrap();
+        assert_eq!(*output.0.lock().unwrap(), b"one");
+    }
+}

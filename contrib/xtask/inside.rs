@@ -25,7 +25,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Pid;
 
-use crate::command::{command, last_lines, quiet};
+use crate::command::{command, last_lines, own_environment, quiet};
 use crate::daemon::Daemon;
 use crate::paths::Kit;
 use crate::registry::{self, NODE_PORT};
@@ -60,6 +60,11 @@ pub(crate) fn run(inside: &Inside) -> Result<i32> {
     let _held = scratch::hold(&inside.dir)?;
     enter_namespaces(inside)?;
     bring_up_network()?;
+    for (program, what) in world::unseen() {
+        eprintln!(
+            "node: the check of what is left behind sees no {what}, since there is no program {program}"
+        );
+    }
     let kit = Kit::at(&inside.dir.join("kit"));
     let docker_registry = inside.dir.join("kit/docker-registry");
     let (registry, _) = registry::start(&docker_registry, &kit.registry, &inside.dir, NODE_PORT)?;
@@ -67,7 +72,7 @@ pub(crate) fn run(inside: &Inside) -> Result<i32> {
     configure(inside, &kit)?;
     let mut daemon = Daemon::start(&kit.programs, &inside.dir, &inside.out)?;
     if let Err(error) = daemon.wait_until_it_answers().and_then(|()| warm_up(inside, &kit)) {
-        eprintln!("node: {error:#}\n{}", last_lines(&daemon.log(), 60));
+        eprintln!("node: {error:#}\n{}", as_given(&last_lines(&daemon.log(), 60), inside));
         daemon.stop();
         watch::end(registry);
         return Ok(1);
@@ -80,10 +85,22 @@ pub(crate) fn run(inside: &Inside) -> Result<i32> {
     watch::end(registry);
     left.iter().for_each(|what| eprintln!("node: left behind: {what}"));
     fs::write(inside.out.join("leaks.txt"), left.iter().map(|what| format!("{what}\n")).collect::<String>())?;
-    if code != 0 || !left.is_empty() {
-        eprintln!("node: the daemon's log ends so:\n{}", last_lines(&daemon.log(), 30));
+    let log = as_given(&daemon.log(), inside);
+    if !left.is_empty() {
+        eprintln!("node: the daemon's log ends so:\n{}", last_lines(&log, 30));
+    } else if code != 0 {
+        // the command has said itself what is wrong
+        let warnings: String =
+            log.lines().filter(|line| is_warning(line)).map(|line| format!("{line}\n")).collect();
+        if !warnings.is_empty() {
+            eprintln!("node: the daemon has warned meanwhile:\n{}", last_lines(&warnings, 30));
+        }
     }
     Ok(if code == 0 && !left.is_empty() { 1 } else { code })
+}
+
+fn is_warning(line: &str) -> bool {
+    line.split_whitespace().nth(1).is_some_and(|level| matches!(level, "WARN" | "ERROR"))
 }
 
 /// Cgroup, mounts and network of its own. /sys is mounted anew, since it shows the network and the cgroups of the one who
@@ -195,10 +212,22 @@ fn configure(inside: &Inside, kit: &Kit) -> Result<()> {
     let crictl = format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 30\n");
     fs::write(dir.join("crictl.yaml"), crictl)?;
     for (number, file) in inside.config.iter().enumerate() {
-        let copy = drop_ins.join(format!("{number:02}.toml"));
-        fs::copy(file, copy).with_context(|| format!("copy {}", file.display()))?;
+        fs::copy(file, drop_in(inside, number)).with_context(|| format!("copy {}", file.display()))?;
     }
     Ok(())
+}
+
+/// Where a file of the caller's configuration is read from.
+fn drop_in(inside: &Inside, number: usize) -> PathBuf {
+    inside.dir.join(format!("config/config.d/{number:02}.toml"))
+}
+
+/// A text of the daemon's with the caller's names of its configuration files.
+fn as_given(text: &str, inside: &Inside) -> String {
+    inside.config.iter().enumerate().fold(text.to_owned(), |text, (number, file)| {
+        let copy = drop_in(inside, number);
+        text.replace(&*copy.to_string_lossy(), &file.to_string_lossy())
+    })
 }
 
 /// One pod comes and goes, so that what a network sets up once (the bridge, tables, chains) is there before the comparison
@@ -241,6 +270,7 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
     }
     let words = if inside.command.is_empty() { vec![shell] } else { inside.command.clone() };
     let mut command = command(&words);
+    own_environment(&mut command);
     let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());
     let mut path = std::env::join_paths([&kit.cri_tools, &kit.programs, &kit.suites, &kit.kubernetes])?;
     path.push(":");

@@ -24,13 +24,18 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
 fn run_with(kit: &Kit, options: &Options, share: &Path) -> Result<i32> {
     std::fs::create_dir_all(share.join("node"))?;
     kit.copy(&share.join("node/kit"))?;
+    let mut job = String::from("export PATH=/share/node/kit:$PATH\nmkdir -p /out\nexport SHELL=/bin/bash\n");
     let mut inner = Options { out: None, config: Vec::new(), ..options.clone() };
     for (number, config) in options.config.iter().enumerate() {
         let name = format!("config-{number}.toml");
         std::fs::copy(config, share.join(&name)).with_context(|| format!("copy {}", config.display()))?;
-        inner.config.push(format!("/share/{name}").into());
+        // under the name that the caller knows it by, so that an error names that
+        let path = std::path::absolute(config).with_context(|| config.display().to_string())?;
+        let dir = path.parent().unwrap_or(Path::new("/"));
+        let (to, dir) = (quoted(&path.to_string_lossy()), quoted(&dir.to_string_lossy()));
+        job += &format!("mkdir -p {dir} && cp /share/{name} {to} || exit 125\n");
+        inner.config.push(path);
     }
-    let mut job = String::from("export PATH=/share/node/kit:$PATH\nmkdir -p /out\nexport SHELL=/bin/bash\n");
     for (number, dir) in options.shares.iter().enumerate() {
         let dir = std::fs::canonicalize(dir).with_context(|| format!("share {}", dir.display()))?;
         let copy = share.join(format!("shared-{number}"));
