@@ -2,6 +2,7 @@
 //! daemon, command, and the way back.
 //!
 //! ```text
+//! DIR/cgroups              its cgroups, for a sweep (crate::node)
 //! DIR/kit/                 what it is made from (crate::paths::Kit)
 //! DIR/state/  DIR/run/     the daemon's roots; run is a tmpfs, with the socket, the pid file and netns/ in it
 //! DIR/config/              daemon configuration, certs.d with the registry as everyone's mirror, CNI configuration

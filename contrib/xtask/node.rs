@@ -17,6 +17,9 @@ use crate::scratch::Scratch;
 use crate::world::{self, Scope};
 use crate::{cgroup, images, tools, vm, watch};
 
+/// In a node's folder: its cgroups, one a line.
+const PLACES: &str = "cgroups";
+
 /// What a node shall be like.
 #[derive(Clone)]
 pub(crate) struct Options {
@@ -111,13 +114,16 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     if options.vm.is_some() {
         return vm::run(kit, options);
     }
-    sweep()?;
+    sweep();
     let scratch = Scratch::new("node")?;
     kit.link(&scratch.path().join("kit"))?;
     let name = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let scope = Scope { netns: vec!["/run/netns".into()], ..Scope::default() };
     let before = world::look(&scope);
     let places = cgroup::places(&name)?;
+    // for a sweep from another cgroup
+    let list: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    std::fs::write(scratch.path().join(PLACES), list.join("\n"))?;
     nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("inside").arg(scratch.path()).args(flags(options)?).arg("--").args(&options.command);
@@ -132,14 +138,17 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
 }
 
 /// Remove what nodes have left whose processes were killed.
-fn sweep() -> Result<()> {
+fn sweep() {
     for left in Scratch::left(&std::env::temp_dir(), "corten-node") {
-        let name = left.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !cgroup::remove(&cgroup::places(&name)?) {
-            eprintln!("node: an earlier node's cgroup cannot be removed: {name}");
+        let name = left.path().file_name().unwrap_or_default().to_owned();
+        let list = std::fs::read_to_string(left.path().join(PLACES)).unwrap_or_default();
+        // a node has cgroups of its own name only
+        let places: Vec<PathBuf> =
+            list.lines().map(PathBuf::from).filter(|place| place.file_name() == Some(&name)).collect();
+        if !cgroup::remove(&places) {
+            eprintln!("node: an earlier node's cgroup cannot be removed: {}", name.display());
         }
     }
-    Ok(())
 }
 
 /// Send a command's output to the log, if there is one.
