@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::archive::{Archive, Layer, Packing, digest, program};
 use crate::command::{command, quiet};
-use crate::paths::cache;
+use crate::paths::{alone, cache};
 use crate::push::Registry;
 use crate::{busybox, programs, registry};
 
@@ -71,6 +71,7 @@ struct Layers {
 /// The storage for a registry with all test images, made on first use.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let storage = cache()?.join(format!("registry-{}", key()));
+    let _alone = alone("images")?;
     if storage.exists() {
         return Ok(storage);
     }

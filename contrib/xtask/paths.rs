@@ -8,14 +8,17 @@
 //!   docker-registry/          Debian's package, unpacked, only where it is not installed
 //!   registry-<key>/           storage of docker-registry with the test images; key: hash of their definitions
 //!   vm/                       guest images
+//!   <part>.lock               held by the one who makes it
 //! ```
 //!
 //! A kit is a folder with a fixed layout: links to the things above on this machine, copies of them in a VM.
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::command::{command, quiet};
 use crate::{programs, registry};
@@ -35,6 +38,18 @@ pub(crate) fn cache() -> Result<PathBuf> {
         .context("none of CORTEN_CACHE, XDG_CACHE_HOME and HOME is set")?;
     std::fs::create_dir_all(&base).with_context(|| format!("make the cache {}", base.display()))?;
     Ok(base)
+}
+
+/// Be the only one that makes a part of the cache, for as long as what is returned lives; whoever else wants it waits, and
+/// then finds it made.
+pub(crate) fn alone(part: &str) -> Result<Flock<File>> {
+    let path = cache()?.join(format!("{part}.lock"));
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).or_else(|(file, _)| {
+        eprintln!("waiting for another run that gets {part} ready");
+        Flock::lock(file, FlockArg::LockExclusive)
+    });
+    locked.map_err(|(_, error)| error).with_context(|| format!("lock {}", path.display()))
 }
 
 /// Cargo's target folder.

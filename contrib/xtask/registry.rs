@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{command, quiet};
-use crate::paths::cache;
+use crate::paths::{alone, cache};
 use crate::push::Registry;
 use crate::scratch::Scratch;
 
@@ -34,6 +34,7 @@ pub(crate) fn free_port() -> Result<u16> {
 pub(crate) fn program() -> Result<PathBuf> {
     let installed = PathBuf::from("/usr/bin/docker-registry");
     let place = cache()?.join("docker-registry");
+    let _alone = alone("docker-registry")?;
     let own = place.join("usr/bin/docker-registry");
     if installed.exists() || own.exists() {
         return Ok(if installed.exists() { installed } else { own });

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::command::{command, quiet};
-use crate::paths::{cache, repository};
+use crate::paths::{alone, cache, repository};
 
 /// The toolchain that is fetched where the machine has none.
 const TOOLCHAIN: &str = "go1.26.2";
@@ -88,6 +88,7 @@ pub(crate) fn go_on_path() -> bool {
 pub(crate) fn ensure(module: &Module) -> Result<PathBuf> {
     let source = repository().join("e2e/tools").join(module.name);
     let dir = cache()?.join("tools").join(format!("{}-{}", module.name, key(&source)?));
+    let _alone = alone(module.name)?;
     if dir.exists() {
         return Ok(dir);
     }
