@@ -201,7 +201,7 @@ build_selinux() {
 
 # Both run the VM with the line on 3 and 4, in the place of the subshell that calls them.
 run_qemu() {
-  exec setsid setpriv --pdeathsig TERM timeout -k 5 "$timeout" \
+  exec setsid setpriv --pdeathsig TERM timeout -s KILL -k 5 "$timeout" \
     qemu-system-x86_64 -M q35 -accel tcg,thread=single,tb-size=512 -cpu Haswell-v4 -m "$mem" -smp "$cpus" \
     -nodefaults -no-user-config -display none -no-reboot -serial "file:$work/console" -kernel "$cache/vmlinuz" \
     -append "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 rootwait quiet loglevel=4 mitigations=off $1" \
@@ -215,7 +215,7 @@ run_qemu() {
 # namespace besides, since it has a process for each one of its guest's.
 run_uml() {
   # shellcheck disable=SC2016
-  exec setsid setpriv --pdeathsig TERM timeout -k 5 "$timeout" unshare -m --pid --fork --kill-child bash -c 'set -e
+  exec setsid setpriv --pdeathsig TERM timeout -s KILL -k 5 "$timeout" unshare -m --pid --fork --kill-child bash -c 'set -e
     root=$1 work=$2 cache=$3 mem=$4 append=$5
     mount --make-rprivate /
     mount -t proc proc "$root/proc"; mount --bind /dev "$root/dev"
@@ -291,7 +291,7 @@ code=0
 run_$vm "init=/usr/local/sbin/vm-init $security panic=-1 cgroup_no_v1=all $append" &
 session=$!
 exec 3<&- 4>&-
-wait "$session" || code=$?
+wait "$session" 2>/dev/null || code=$?
 session=''
 [ -z "$verbose" ] || cat "$work/console" >&2
 cat "$work/o/out"
