@@ -36,17 +36,21 @@ fn send(line: &Line, kind: Kind, content: &[u8]) -> io::Result<()> {
 /// Run the command; its exit code.
 pub(crate) fn run(words: &[OsString]) -> Result<i32> {
     let path = std::env::var_os("VM_LINE").context("VM_LINE is not set")?;
-    let mut from = File::options()
+    let line = File::options()
         .read(true)
         .write(true)
         .custom_flags(OFlag::O_NOCTTY.bits())
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
     // a port of virtio is no terminal and needs nothing
-    if let Ok(mut settings) = tcgetattr(&from) {
+    if let Ok(mut settings) = tcgetattr(&line) {
         cfmakeraw(&mut settings);
-        tcsetattr(&from, SetArg::TCSANOW, &settings).context("make the line raw")?;
+        tcsetattr(&line, SetArg::TCSANOW, &settings).context("make the line raw")?;
     }
+    serve(line, words)
+}
+
+fn serve(mut from: File, words: &[OsString]) -> Result<i32> {
     let to: Line = Arc::new(Mutex::new(from.try_clone()?));
     send(&to, Kind::Hello, b"").context("greet the host")?;
     let terminal = match line::receive(&mut from)? {
@@ -137,5 +141,69 @@ fn feed(mut from: File, input: Box<dyn Write + Send>, closed: &Closed) {
             Kind::Closed => closed.lock().unwrap_or_else(PoisonError::into_inner).extend(content),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Run a script as the host would, with some input: its code, its output and its errors.
+    fn run(terminal: &Terminal, script: &str, input: &[u8]) -> (i32, String, String) {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let words = ["sh", "-c", script].map(OsString::from);
+        let served = thread::spawn(move || serve(File::from(OwnedFd::from(guest)), &words).unwrap());
+        assert_eq!(line::receive(&host).unwrap(), Some((Kind::Hello, Vec::new())));
+        line::send(&host, Kind::Start, terminal.to_text().as_bytes()).unwrap();
+        line::send(&host, Kind::Input, input).unwrap();
+        line::send(&host, Kind::Input, b"").unwrap();
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
+        loop {
+            match line::receive(&host).unwrap().unwrap() {
+                (Kind::Output, content) => output.extend(content),
+                (Kind::Errors, content) => errors.extend(content),
+                (Kind::Ended, _) => break line::send(&host, Kind::Seen, b"").unwrap(),
+                other => panic!("{other:?}"),
+            }
+        }
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (served.join().unwrap(), text(output), text(errors))
+    }
+
+    #[test]
+    fn pipes_reach_the_command_and_stay_apart() {
+        let (code, output, errors) = run(&Terminal::default(), "cat; echo bad >&2; exit 3", b"one\0two");
+        assert_eq!((code, output.as_str(), errors.as_str()), (3, "one\0two", "bad\n"));
+    }
+
+    #[test]
+    fn one_stream_keeps_its_order() {
+        let together = Terminal { together: true, ..Terminal::default() };
+        let (code, output, errors) = run(&together, "echo 1; echo 2 >&2; echo 3; kill -TERM $$", b"");
+        assert_eq!((code, output.as_str(), errors.as_str()), (128 + 15, "1\n2\n3\n", ""));
+    }
+
+    #[test]
+    fn a_terminal_has_the_callers_size_and_its_keys() {
+        let terminal =
+            Terminal { is_one: true, together: true, rows: 31, columns: 97, name: "vt100".to_owned() };
+        let script = "stty -echo; trap 'echo interrupted; exit 5' INT; stty size; echo $TERM; read key";
+        let (host, guest) = UnixStream::pair().unwrap();
+        let words = ["sh", "-c", script].map(OsString::from);
+        let served = thread::spawn(move || serve(File::from(OwnedFd::from(guest)), &words).unwrap());
+        line::receive(&host).unwrap();
+        line::send(&host, Kind::Start, terminal.to_text().as_bytes()).unwrap();
+        let mut output = String::new();
+        while let Some((Kind::Output, content)) = line::receive(&host).unwrap() {
+            output += &String::from_utf8(content).unwrap();
+            if output.ends_with("vt100\r\n") {
+                line::send(&host, Kind::Input, b"\x03").unwrap();
+            }
+        }
+        line::send(&host, Kind::Seen, b"").unwrap();
+        assert_eq!(output, "31 97\r\nvt100\r\ninterrupted\r\n");
+        assert_eq!(served.join().unwrap(), 5);
     }
 }
