@@ -4,18 +4,23 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
 
 use crate::command::command;
 use crate::line::{self, Kind, Terminal};
@@ -57,7 +62,7 @@ fn serve(mut from: File, words: &[OsString]) -> Result<i32> {
         Some((Kind::Start, content)) => Terminal::from_text(&String::from_utf8_lossy(&content)),
         other => bail!("the host did not say what its terminal is like, but {other:?}"),
     };
-    let (mut child, input, outputs) = start(words, &terminal)?;
+    let Started { mut child, near, input, outputs } = start(words, &terminal)?;
     let (seen, all_seen) = mpsc::channel();
     let closed: Closed = Closed::default();
     thread::spawn({
@@ -81,6 +86,9 @@ fn serve(mut from: File, words: &[OsString]) -> Result<i32> {
             })
         })
         .collect();
+    if let Some(near) = near {
+        hold_until_read(&child, &near)?;
+    }
     let status = child.wait().context("wait for the command")?;
     for pump in pumps {
         pump.join().ok();
@@ -92,8 +100,41 @@ fn serve(mut from: File, words: &[OsString]) -> Result<i32> {
 
 type Outputs = Vec<(Kind, Box<dyn Read + Send>)>;
 
-/// Start the command: with what it reads from, and what it prints to.
-fn start(words: &[OsString], terminal: &Terminal) -> Result<(Child, Box<dyn Write + Send>, Outputs)> {
+/// A command that runs.
+struct Started {
+    child: Child,
+    /// our end of its terminal
+    near: Option<File>,
+    /// what it reads from
+    input: Box<dyn Write + Send>,
+    /// what it prints to
+    outputs: Outputs,
+}
+
+/// The leader of a terminal's session: it stops when the command has ended, and ends when it is continued. Ctrl-C is the
+/// command's.
+const LEADER: &str = r#"trap : INT QUIT; "$@"; code=$?; kill -STOP $$; exit $code"#;
+
+/// The kernel throws away what of a terminal's output has not been read when the session's leader ends: wait for the end of
+/// the command, and then until everything is read.
+fn hold_until_read(leader: &Child, near: &File) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(leader.id())?);
+    // a look only: an end is for the caller
+    let look = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    while let Err(Errno::EINTR) = waitid(Id::Pid(pid), look) {}
+    let deadline = Instant::now() + PATIENCE;
+    let unread = || {
+        let mut fds = [PollFd::new(near.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    };
+    while unread() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1)); // a poll with the deadline above; another thread reads
+    }
+    kill(pid, Signal::SIGCONT).context("let the session end")
+}
+
+/// Start the command.
+fn start(words: &[OsString], terminal: &Terminal) -> Result<Started> {
     let mut outputs: Outputs = Vec::new();
     if !terminal.is_one {
         let mut command = command(words);
@@ -106,7 +147,7 @@ fn start(words: &[OsString], terminal: &Terminal) -> Result<(Child, Box<dyn Writ
         if let Some(errors) = child.stderr.take() {
             outputs.push((Kind::Errors, Box::new(errors)));
         }
-        return Ok((child, Box::new(input), outputs));
+        return Ok(Started { child, near: None, input: Box::new(input), outputs });
     }
     let size = Winsize { ws_row: terminal.rows, ws_col: terminal.columns, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = openpty(Some(&size), None).context("open a terminal")?;
@@ -114,7 +155,7 @@ fn start(words: &[OsString], terminal: &Terminal) -> Result<(Child, Box<dyn Writ
     let far: OwnedFd = pty.slave;
     // makes it the terminal that signals come from
     let mut command = Command::new("setsid");
-    command.arg("--ctty").args(words).env("TERM", &terminal.name);
+    command.args(["--ctty", "sh", "-c", LEADER, "sh"]).args(words).env("TERM", &terminal.name);
     command.stdin(far.try_clone()?).stdout(far.try_clone()?);
     command.stderr(if terminal.together { Stdio::from(far) } else { Stdio::piped() });
     let mut child = command.spawn().context("start the command")?;
@@ -122,7 +163,7 @@ fn start(words: &[OsString], terminal: &Terminal) -> Result<(Child, Box<dyn Writ
     if let Some(errors) = child.stderr.take() {
         outputs.push((Kind::Errors, Box::new(errors)));
     }
-    Ok((child, Box::new(near), outputs))
+    Ok(Started { child, near: Some(near.try_clone()?), input: Box::new(near), outputs })
 }
 
 /// Give the command what it reads, until the host has seen its end.
@@ -134,7 +175,6 @@ fn feed(mut from: File, input: Box<dyn Write + Send>, closed: &Closed) {
             Kind::Input if content.is_empty() => input = None,
             // one that has ended reads no more
             Kind::Input => {
-                // one that has ended reads no more
                 let taken = input.take().map(|mut input| input.write_all(&content).map(|()| input));
                 input = taken.and_then(Result::ok);
             }
