@@ -23,13 +23,14 @@
 set -euo pipefail
 
 # mmdebstrap calls this file as its hook: fetch the kernels with the new system's apt.
-if [ "${1:-}" = --fetch-kernels ]; then
+fetch_kernels() {
   export APT_CONFIG=${MMDEBSTRAP_APT_CONFIG:-$APT_CONFIG}
-  mkdir -p "$2/.kernels"
-  cd "$2/.kernels"
+  mkdir -p "$1/.kernels"
+  cd "$1/.kernels"
   cloud=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -1)
   exec apt-get -o APT::Sandbox::User=root download "$cloud" user-mode-linux
-fi
+}
+if [ "${1:-}" = --fetch-kernels ]; then fetch_kernels "$2"; fi
 
 # what the project carries for hosts with SELinux
 module=$(dirname "$0")/../../contrib/selinux/corten.cil
@@ -241,7 +242,7 @@ end_session() {
 }
 
 # the guest images are kept per version of what they are made from
-cache=$images/$({ declare -f make_ext4 guest_files build_guest build_selinux; echo "$packages" "$selinux_packages"; cat "$module" "$preload"; } | sha256sum | cut -c1-12)
+cache=$images/$({ declare -f fetch_kernels make_ext4 guest_files build_guest build_selinux; echo "$packages" "$selinux_packages"; cat "$module" "$preload"; } | sha256sum | cut -c1-12)
 mkdir -p "$cache"
 if [ -n "$build" ]; then
   # The images are shared: one builds them, the others wait.
