@@ -15,7 +15,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     if program.exists() {
         return Ok(program);
     }
-    println!("building busybox (once)");
+    eprintln!("building busybox (once)");
     let work = cache()?.join("images/busybox.work");
     std::fs::remove_dir_all(&work).ok();
     std::fs::create_dir_all(work.join("lists/partial"))?;

@@ -6,18 +6,24 @@
 //! prints may stand between its name and its result. So a test has failed when libtest says FAILED of it, or names it among the
 //! failures at its end.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::command::last_lines;
 use crate::paths::repository;
+use crate::registry;
 use crate::report::{Outcome, Row};
 
 /// Run them all.
 pub(crate) fn run() -> Result<Vec<Row>> {
     let mut cargo = Command::new("cargo");
     cargo.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]).current_dir(repository());
+    // tests that pull from a registry look for it there
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":");
+    path.push(registry::program()?.parent().unwrap_or(Path::new("/usr/bin")));
     // one stream, so that a test's lines stand below the name of its program
     let output = Command::new("sh")
         .arg("-c")
@@ -25,6 +31,7 @@ pub(crate) fn run() -> Result<Vec<Row>> {
         .arg(cargo.get_program())
         .args(cargo.get_args())
         .current_dir(repository())
+        .env("PATH", path)
         .output()
         .context("start cargo test")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

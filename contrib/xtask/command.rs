@@ -1,9 +1,12 @@
 //! Running other programs: what failed is named with its arguments, and quiet ones are quoted when they fail.
 
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+
+use crate::paths::target;
 
 /// A command from its words.
 pub(crate) fn command<S: AsRef<OsStr>>(words: &[S]) -> Command {
@@ -30,6 +33,29 @@ pub(crate) fn quiet(command: &mut Command) -> Result<String> {
         bail!("{}: {}\n{}{}", line(command), output.status, last_lines(&text, 20), last_lines(&errors, 40));
     }
     Ok(text)
+}
+
+/// Take what `cargo run` adds out of a command's environment, so that it has the caller's.
+pub(crate) fn own_environment(command: &mut Command) {
+    const SET: [&str; 4] = ["CARGO", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PRIMARY_PACKAGE"];
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| SET.contains(&name) || name.starts_with("CARGO_PKG_")) {
+            command.env_remove(name);
+        }
+    }
+    let Some(libraries) = std::env::var_os("LD_LIBRARY_PATH") else { return };
+    let callers: Vec<PathBuf> = std::env::split_paths(&libraries).filter(|dir| !is_cargos(dir)).collect();
+    match std::env::join_paths(&callers) {
+        Ok(libraries) if !callers.is_empty() => command.env("LD_LIBRARY_PATH", libraries),
+        _ => command.env_remove("LD_LIBRARY_PATH"),
+    };
+}
+
+/// Folders of built things, and the Rust toolchain's libraries.
+fn is_cargos(dir: &Path) -> bool {
+    dir.starts_with(target())
+        || dir.join("rustlib").is_dir()
+        || dir.components().any(|part| part.as_os_str() == "rustlib")
 }
 
 /// The last `count` lines of a text.

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
 use crate::watch;
@@ -86,10 +86,9 @@ impl Daemon {
     pub(crate) fn wait_until_it_answers(&mut self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(60);
         while UnixStream::connect(self.dir.join("run/corten.sock")).is_err() {
-            if let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
-                waitpid(self.pid, Some(WaitPidFlag::WNOHANG))
-            {
-                self.stopped = true;
+            // a look only: stop and revive are to find it
+            let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+            if let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) = waitid(Id::Pid(self.pid), look) {
                 bail!("the daemon ends at once");
             }
             if Instant::now() > deadline {
@@ -118,6 +117,17 @@ impl Daemon {
         }
         std::thread::sleep(PAUSE);
         self.spawn()?;
+        Ok(true)
+    }
+
+    /// Start it again if it has ended and nobody has noticed yet; whether it had.
+    pub(crate) fn revive(&mut self) -> Result<bool> {
+        let code = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => code,
+            Ok(WaitStatus::Signaled(_, signal, _)) => 128 + signal as i32,
+            _ => return Ok(false),
+        };
+        ensure!(self.restart(code)?, "the daemon does not stay up");
         Ok(true)
     }
 

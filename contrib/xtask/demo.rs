@@ -173,6 +173,8 @@ const POD: &str = r#"{ "metadata": { "name": "hello", "namespace": "demo", "uid"
   "hostname": "hello", "log_directory": "DIR/logs", "linux": {} }"#;
 
 const CONTAINER: &str = r#"{ "metadata": { "name": "hello", "attempt": 0 }, "image": { "image": "IMAGE" },
+  "labels": { "io.kubernetes.pod.name": "hello", "io.kubernetes.pod.namespace": "demo",
+              "io.kubernetes.pod.uid": "demo-1", "io.kubernetes.container.name": "hello" },
   "log_path": "hello.log", "linux": { "resources": { "memory_limit_in_bytes": 67108864 } } }"#;
 
 fn get(address: &str) -> Result<String> {

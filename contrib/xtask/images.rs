@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::archive::{Archive, Layer, Packing, digest, program};
 use crate::command::{command, quiet};
-use crate::paths::cache;
+use crate::paths::{alone, cache};
 use crate::push::Registry;
 use crate::{busybox, programs, registry};
 
@@ -71,18 +71,18 @@ struct Layers {
 /// The storage for a registry with all test images, made on first use.
 pub(crate) fn ensure() -> Result<PathBuf> {
     let storage = cache()?.join(format!("registry-{}", key()));
+    let _alone = alone("images")?;
     if storage.exists() {
         return Ok(storage);
     }
-    println!("building the test images (once)");
+    eprintln!("building the test images (once)");
     let layers = Layers::build(&busybox::ensure()?, &programs::build_stand_in()?)?;
     let partial = storage.with_extension("partial");
     std::fs::remove_dir_all(&partial).ok();
     std::fs::create_dir_all(&partial)?;
     let work = crate::scratch::Scratch::new("images")?;
-    let docker_registry = Path::new("/usr/bin/docker-registry");
     let (mut server, registry) =
-        registry::start(docker_registry, &partial, work.path(), registry::free_port()?)?;
+        registry::start(&registry::program()?, &partial, work.path(), registry::free_port()?)?;
     let pushed = catalogue(&layers).iter().try_for_each(|image| push(&registry, image));
     server.kill()?;
     server.wait()?;

@@ -2,6 +2,7 @@
 //! daemon, command, and the way back.
 //!
 //! ```text
+//! DIR/cgroups              its cgroups, for a sweep (crate::node)
 //! DIR/kit/                 what it is made from (crate::paths::Kit)
 //! DIR/state/  DIR/run/     the daemon's roots; run is a tmpfs, with the socket, the pid file and netns/ in it
 //! DIR/config/              daemon configuration, certs.d with the registry as everyone's mirror, CNI configuration
@@ -25,13 +26,13 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Pid;
 
-use crate::command::{command, last_lines, quiet};
+use crate::command::{command, last_lines, own_environment, quiet};
 use crate::daemon::Daemon;
 use crate::paths::Kit;
 use crate::registry::{self, NODE_PORT};
 use crate::watch::{self, Ended};
 use crate::world::{self, Scope};
-use crate::{cgroup, cni};
+use crate::{cgroup, cni, scratch};
 
 /// How the node is to be, from the flags of `xtask inside`.
 pub(crate) struct Inside {
@@ -56,19 +57,23 @@ pub(crate) fn run(inside: &Inside) -> Result<i32> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
         .context("ask to be told of a parent's end")?;
     nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+    // nor is it swept before that is done
+    let _held = scratch::hold(&inside.dir)?;
     enter_namespaces(inside)?;
     bring_up_network()?;
+    for (program, what) in world::unseen() {
+        eprintln!(
+            "node: the check of what is left behind sees no {what}, since there is no program {program}"
+        );
+    }
     let kit = Kit::at(&inside.dir.join("kit"));
-    let docker_registry = match inside.dir.join("kit/docker-registry") {
-        copy if copy.exists() => copy,
-        _ => PathBuf::from("docker-registry"),
-    };
+    let docker_registry = inside.dir.join("kit/docker-registry");
     let (registry, _) = registry::start(&docker_registry, &kit.registry, &inside.dir, NODE_PORT)?;
     let registry = Pid::from_raw(i32::try_from(registry.id())?);
     configure(inside, &kit)?;
     let mut daemon = Daemon::start(&kit.programs, &inside.dir, &inside.out)?;
     if let Err(error) = daemon.wait_until_it_answers().and_then(|()| warm_up(inside, &kit)) {
-        eprintln!("node: {error:#}\n{}", last_lines(&daemon.log(), 60));
+        eprintln!("node: {error:#}\n{}", as_given(&last_lines(&daemon.log(), 60), inside));
         daemon.stop();
         watch::end(registry);
         return Ok(1);
@@ -81,10 +86,22 @@ pub(crate) fn run(inside: &Inside) -> Result<i32> {
     watch::end(registry);
     left.iter().for_each(|what| eprintln!("node: left behind: {what}"));
     fs::write(inside.out.join("leaks.txt"), left.iter().map(|what| format!("{what}\n")).collect::<String>())?;
-    if code != 0 || !left.is_empty() {
-        eprintln!("node: the daemon's log ends so:\n{}", last_lines(&daemon.log(), 30));
+    let log = as_given(&daemon.log(), inside);
+    if !left.is_empty() {
+        eprintln!("node: the daemon's log ends so:\n{}", last_lines(&log, 30));
+    } else if code != 0 {
+        // the command has said itself what is wrong
+        let warnings: String =
+            log.lines().filter(|line| is_warning(line)).map(|line| format!("{line}\n")).collect();
+        if !warnings.is_empty() {
+            eprintln!("node: the daemon has warned meanwhile:\n{}", last_lines(&warnings, 30));
+        }
     }
     Ok(if code == 0 && !left.is_empty() { 1 } else { code })
+}
+
+fn is_warning(line: &str) -> bool {
+    line.split_whitespace().nth(1).is_some_and(|level| matches!(level, "WARN" | "ERROR"))
 }
 
 /// Cgroup, mounts and network of its own. /sys is mounted anew, since it shows the network and the cgroups of the one who
@@ -196,10 +213,22 @@ fn configure(inside: &Inside, kit: &Kit) -> Result<()> {
     let crictl = format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 30\n");
     fs::write(dir.join("crictl.yaml"), crictl)?;
     for (number, file) in inside.config.iter().enumerate() {
-        let copy = drop_ins.join(format!("{number:02}.toml"));
-        fs::copy(file, copy).with_context(|| format!("copy {}", file.display()))?;
+        fs::copy(file, drop_in(inside, number)).with_context(|| format!("copy {}", file.display()))?;
     }
     Ok(())
+}
+
+/// Where a file of the caller's configuration is read from.
+fn drop_in(inside: &Inside, number: usize) -> PathBuf {
+    inside.dir.join(format!("config/config.d/{number:02}.toml"))
+}
+
+/// A text of the daemon's with the caller's names of its configuration files.
+fn as_given(text: &str, inside: &Inside) -> String {
+    inside.config.iter().enumerate().fold(text.to_owned(), |text, (number, file)| {
+        let copy = drop_in(inside, number);
+        text.replace(&*copy.to_string_lossy(), &file.to_string_lossy())
+    })
 }
 
 /// One pod comes and goes, so that what a network sets up once (the bridge, tables, chains) is there before the comparison
@@ -242,6 +271,7 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
     }
     let words = if inside.command.is_empty() { vec![shell] } else { inside.command.clone() };
     let mut command = command(&words);
+    own_environment(&mut command);
     let endpoint = format!("unix://{}", inside.dir.join("run/corten.sock").display());
     let mut path = std::env::join_paths([&kit.cri_tools, &kit.programs, &kit.suites, &kit.kubernetes])?;
     path.push(":");
@@ -253,7 +283,7 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
         .env("CRI_CONFIG_FILE", inside.dir.join("config/crictl.yaml"));
     let child = watch::spawn(&mut command)?;
     loop {
-        match watch::next(child)? {
+        match watch::next(child, watch::NOT_FROM_TERMINAL)? {
             Ended::Process(pid, code) if pid == child => return Ok(code),
             Ended::Process(pid, code) if pid == daemon.pid() => {
                 if !daemon.restart(code)? {
@@ -266,6 +296,22 @@ fn run_command(inside: &Inside, kit: &Kit, daemon: &mut Daemon) -> Result<i32> {
     }
 }
 
+/// Remove all pods, by a daemon that the command may have killed as the last thing it did.
+fn remove_pods(kit: &Kit, inside: &Inside, daemon: &mut Daemon) -> Result<()> {
+    let mut tries = 5;
+    daemon.revive()?;
+    loop {
+        let done = daemon
+            .wait_until_it_answers()
+            .and_then(|()| quiet(crictl(inside, kit).args(["rmp", "-f", "-a"])).map(drop));
+        tries -= 1;
+        // its death may show only now
+        if done.is_ok() || tries == 0 || !daemon.revive()? {
+            return done;
+        }
+    }
+}
+
 /// Remove all pods, stop the daemon, and name what is left.
 fn take_down(
     kit: &Kit,
@@ -274,7 +320,7 @@ fn take_down(
     (before, scope): (&BTreeSet<String>, &mut Scope),
 ) -> Vec<String> {
     let mut left = daemon.failures();
-    if let Err(error) = quiet(crictl(inside, kit).args(["rmp", "-f", "-a"])) {
+    if let Err(error) = remove_pods(kit, inside, daemon) {
         left.push(format!("pods that cannot be removed: {error:#}"));
     }
     left.extend(daemon.stop());

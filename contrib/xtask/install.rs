@@ -2,6 +2,8 @@
 //!
 //! A group is asked for by the command that needs it, so that `cargo xtask node` on a machine with everything costs one
 //! call of dpkg-query.
+//!
+//! Must never happen: that a package is here which starts or enables a service (docker-registry does: see [`crate::registry`]).
 
 use anyhow::{Context, Result, bail};
 
@@ -28,12 +30,8 @@ impl Need {
         match self {
             Need::Programs => &["gcc", "libc6-dev", "pkg-config", "libseccomp-dev"],
             Need::Tools => &["ca-certificates", "golang-go"],
-            Need::Images => {
-                &["docker-registry", "zstd", "dpkg-dev", "make", "gcc", "libc6-dev", "bzip2", "xz-utils"]
-            }
-            Need::Node => {
-                &["docker-registry", "nftables", "iptables", "iproute2", "procps", "util-linux", "curl"]
-            }
+            Need::Images => &["zstd", "dpkg-dev", "make", "gcc", "libc6-dev", "bzip2", "xz-utils"],
+            Need::Node => &["nftables", "iptables", "iproute2", "procps", "util-linux", "curl"],
             Need::Bench => &["crun"],
         }
     }
@@ -55,11 +53,10 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("these Debian packages are missing, and only root can install them: {}", missing.join(" "));
     }
-    println!("installing {}", missing.join(" "));
+    eprintln!("installing {}", missing.join(" "));
     quiet(&mut command(&["apt-get", "update", "-q"]))?;
     let mut apt = command(&["apt-get", "install", "-y", "-q", "--no-install-recommends"]);
-    // docker-registry must not be started as a service of this machine: docker-registry here serves scratch nodes only
-    apt.args(&missing).env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1");
+    apt.args(&missing).env("DEBIAN_FRONTEND", "noninteractive");
     quiet(&mut apt).map(drop)
 }
 
@@ -77,5 +74,6 @@ fn missing(packages: &[&str]) -> Result<Vec<String>> {
 
 /// `cargo xtask install`: everything at once.
 pub(crate) fn all() -> Result<()> {
-    ensure(&[Need::Programs, Need::Tools, Need::Images, Need::Node, Need::Bench])
+    ensure(&[Need::Programs, Need::Tools, Need::Images, Need::Node, Need::Bench])?;
+    crate::registry::program().map(drop)
 }

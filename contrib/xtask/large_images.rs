@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::archive::digest;
 use crate::command::{command, line, quiet};
 use crate::images::architecture;
-use crate::paths::cache;
+use crate::paths::{alone, cache};
 use crate::push::Registry;
 use crate::scratch::Scratch;
 use crate::{images, registry};
@@ -32,6 +32,7 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     let base = images::ensure()?;
     let name = base.file_name().unwrap_or_default().to_string_lossy().replace("registry-", "registry-bench-");
     let storage = cache()?.join(name);
+    let _alone = alone("large-images")?;
     if storage.exists() {
         return Ok(storage);
     }
@@ -40,8 +41,8 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     std::fs::remove_dir_all(&partial).ok();
     quiet(command(&["cp", "-al"]).arg(&base).arg(&partial))?;
     let work = Scratch::new("large")?;
-    let program = Path::new("/usr/bin/docker-registry");
-    let (mut server, registry) = registry::start(program, &partial, work.path(), registry::free_port()?)?;
+    let (mut server, registry) =
+        registry::start(&registry::program()?, &partial, work.path(), registry::free_port()?)?;
     let pushed = push(&registry, work.path());
     server.kill()?;
     server.wait()?;

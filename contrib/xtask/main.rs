@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `demo` | shows the project in a minute | `demo` |
 //! | `test` | everything that must pass | `test`, `report` |
-//! | `node` | a throw-away node to try things in | `node`, `inside`, `vm` |
+//! | `node` | a throw-away node to try things in | `node`, `inside`, `vm`, `console`, `line`, `guest` |
 //! | `bench` | figures, beside peers | `bench` |
 //! | `install`, `build` | the parts of it | `install`, `programs`, `tools`, `images` |
 //!
@@ -13,7 +13,7 @@
 //! ```text
 //! install ─▶ programs ─┐
 //!        ├─▶ tools ────┼─▶ Kit ─▶ node ─▶ inside (namespaces, registry, daemon, command, leak check)
-//!        └─▶ images ───┘            └▶ vm ─▶ inside, in the guest
+//!        └─▶ images ───┘            └▶ vm ─▶ guest ─▶ inside, in the VM
 //! ```
 //!
 //! It has few dependencies, so that it compiles in seconds.
@@ -27,12 +27,15 @@ mod cargo_test;
 mod cgroup;
 mod cni;
 mod command;
+mod console;
 mod daemon;
 mod demo;
+mod guest;
 mod images;
 mod inside;
 mod install;
 mod large_images;
+mod line;
 mod node;
 mod paths;
 mod programs;
@@ -61,7 +64,10 @@ usage: cargo xtask demo
        cargo xtask node  [--config FILE]… [--cni official] [--vm uml|qemu [--lsm apparmor|selinux|none]]
                    [--share DIR]… [--out DIR] [--tmpfs] [--debug] [-- COMMAND…]
        cargo xtask bench [--json FILE] [--only PART]… [--against cri=SOCKET]… [--against oci=PATH]…
-       cargo xtask install | build";
+       cargo xtask install | build
+
+node runs COMMAND, or a shell, with this terminal. In a VM that has a terminal of its own, of this one's size at the start;
+a pipe or a file is a pipe there, and standard output and error stay apart where they are apart here.";
 
 fn main() -> ExitCode {
     match run() {
@@ -77,19 +83,40 @@ fn run() -> Result<i32> {
     let mut arguments = std::env::args_os().skip(1);
     let verb = arguments.next().unwrap_or_default();
     let rest: Vec<OsString> = arguments.collect();
+    if asks_for_help(&verb, &rest) {
+        println!("{USAGE}");
+        return Ok(0);
+    }
     match verb.to_str().unwrap_or_default() {
         "node" => {
             let options = node_options(rest)?;
-            node::run(&node::kit(options.profile)?, &options)
+            node::run(&node::kit_for(&options)?, &options)
         }
-        "demo" => demo::run(),
+        "demo" => nothing_more(&rest).and_then(|()| demo::run()),
         "demo-inside" => demo::inside(),
         "bench" => bench::run(rest),
         "test" => test::run(&test_choice(rest)?),
+        "guest" => guest::run(&split(rest).1),
         "inside" => inside::run(&inside_options(rest)?),
-        "install" => install::all().map(|()| 0),
-        "build" => programs::build(Profile::Release).map(|dir| println!("{}", dir.display())).map(|()| 0),
+        "install" => nothing_more(&rest).and_then(|()| install::all()).map(|()| 0),
+        "build" => {
+            nothing_more(&rest)?;
+            programs::build(Profile::Release).map(|dir| println!("{}", dir.display())).map(|()| 0)
+        }
         _ => bail!("{USAGE}"),
+    }
+}
+
+/// `--help` anywhere before the words of a command.
+fn asks_for_help(verb: &OsString, rest: &[OsString]) -> bool {
+    let own = std::iter::once(verb).chain(rest.iter().take_while(|word| *word != "--"));
+    own.into_iter().any(|word| word == "--help" || word == "-h")
+}
+
+fn nothing_more(words: &[OsString]) -> Result<()> {
+    match words.first() {
+        Some(word) => bail!("nothing is known of {}\n{USAGE}", word.to_string_lossy()),
+        None => Ok(()),
     }
 }
 
@@ -136,6 +163,12 @@ fn node_options(words: Vec<OsString>) -> Result<node::Options> {
             other => bail!("{}\n{USAGE}", other.unexpected()),
         }
     }
+    if options.vm.is_none() && options.lsm.is_some() {
+        bail!("--lsm chooses the security module of a VM: it needs --vm");
+    }
+    if options.vm.is_none() && !options.shares.is_empty() {
+        bail!("--share makes a folder appear in a VM: it needs --vm; without one all folders are there");
+    }
     Ok(options)
 }
 
@@ -170,5 +203,31 @@ fn official(value: &OsString) -> Result<bool> {
         Some("official") => Ok(true),
         Some("corten") => Ok(false),
         _ => bail!("--cni is official or corten"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn what_only_a_vm_has_is_refused_without_one() {
+        for flags in ["--lsm none", "--share /tmp"] {
+            let error = node_options(words(flags)).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains("it needs --vm") && error.contains(&flags[..5]), "{flags}: {error}");
+            assert!(node_options(words(&format!("{flags} --vm uml"))).is_ok(), "{flags}");
+        }
+    }
+
+    #[test]
+    fn help_is_for_us_or_for_the_command() {
+        assert!(asks_for_help(&"--help".into(), &[]));
+        assert!(asks_for_help(&"node".into(), &words("--debug -h")));
+        assert!(!asks_for_help(&"node".into(), &words("-- crictl --help")));
+        assert!(nothing_more(&words("--bogus")).unwrap_err().to_string().contains("--bogus"));
     }
 }

@@ -17,6 +17,9 @@ use crate::scratch::Scratch;
 use crate::world::{self, Scope};
 use crate::{cgroup, images, tools, vm, watch};
 
+/// In a node's folder: its cgroups, one a line.
+const PLACES: &str = "cgroups";
+
 /// What a node shall be like.
 #[derive(Clone)]
 pub(crate) struct Options {
@@ -59,7 +62,29 @@ impl Default for Options {
     }
 }
 
-/// Make what a node is made from, as far as it is not there yet.
+/// Make what a node with these options is made from, as far as it is not there yet: a suite, the cluster's programs and
+/// the official plugins only where they are asked for, since they take long.
+pub(crate) fn kit_for(options: &Options) -> Result<Kit> {
+    let mut kit = programs_and_crictl(options.profile)?;
+    if options.official_cni {
+        kit.cni = tools::ensure(&tools::CNI)?;
+    }
+    if names(&options.command, programs::SUITES) {
+        kit.suites = programs::build_suites()?;
+    }
+    if names(&options.command, &["kubelet-suite", "kubelet", "kube-apiserver", "kubectl", "etcd"]) {
+        kit.kubernetes = tools::ensure(&tools::KUBERNETES)?;
+    }
+    Ok(kit)
+}
+
+/// Whether a command has one of the programs among its words, or in a script that is one of them.
+fn names(command: &[OsString], programs: &[&str]) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    command.iter().any(|word| word.to_string_lossy().split(|c| !part(c)).any(|word| programs.contains(&word)))
+}
+
+/// Make everything that any node is made from.
 pub(crate) fn kit(profile: Profile) -> Result<Kit> {
     Ok(Kit {
         cni: tools::ensure(&tools::CNI)?,
@@ -89,12 +114,16 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     if options.vm.is_some() {
         return vm::run(kit, options);
     }
+    sweep();
     let scratch = Scratch::new("node")?;
     kit.link(&scratch.path().join("kit"))?;
     let name = scratch.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let scope = Scope { netns: vec!["/run/netns".into()], ..Scope::default() };
     let before = world::look(&scope);
     let places = cgroup::places(&name)?;
+    // for a sweep from another cgroup
+    let list: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+    std::fs::write(scratch.path().join(PLACES), list.join("\n"))?;
     nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("inside").arg(scratch.path()).args(flags(options)?).arg("--").args(&options.command);
@@ -106,6 +135,20 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     }
     left.iter().for_each(|what| eprintln!("node: left on this machine: {what}"));
     Ok(if code == 0 && !left.is_empty() { 1 } else { code })
+}
+
+/// Remove what nodes have left whose processes were killed.
+fn sweep() {
+    for left in Scratch::left(&std::env::temp_dir(), "corten-node") {
+        let name = left.path().file_name().unwrap_or_default().to_owned();
+        let list = std::fs::read_to_string(left.path().join(PLACES)).unwrap_or_default();
+        // a node has cgroups of its own name only
+        let places: Vec<PathBuf> =
+            list.lines().map(PathBuf::from).filter(|place| place.file_name() == Some(&name)).collect();
+        if !cgroup::remove(&places) {
+            eprintln!("node: an earlier node's cgroup cannot be removed: {}", name.display());
+        }
+    }
 }
 
 /// Send a command's output to the log, if there is one.
@@ -135,4 +178,23 @@ pub(crate) fn flags(options: &Options) -> Result<Vec<OsString>> {
         flags.push("--tmpfs".into());
     }
     Ok(flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_asked_for_by_name() {
+        let asks = |words: &[&str]| {
+            let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+            names(&words, programs::SUITES)
+        };
+        assert!(asks(&["critest-suite", "--parallel", "4"]));
+        assert!(asks(&["timeout", "60", "beyond-suite"]));
+        assert!(asks(&["sh", "-c", "cd /; churn;true"]));
+        assert!(!asks(&["crictl", "pods"]));
+        assert!(!asks(&["sh", "-c", "echo my-churn"]));
+        assert!(!asks(&[]));
+    }
 }

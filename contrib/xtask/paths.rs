@@ -5,19 +5,23 @@
 //!   tools/<module>-<key>/     crictl, critest, kubernetes, CNI plugins; key: hash of the module's go.mod, go.sum and tools.go
 //!   go/                       a Go toolchain, only where the machine has none that can build the tools
 //!   images/busybox-<version>  built from Debian's source
+//!   docker-registry/          Debian's package, unpacked, only where it is not installed
 //!   registry-<key>/           storage of docker-registry with the test images; key: hash of their definitions
 //!   vm/                       guest images
+//!   <part>.lock               held by the one who makes it
 //! ```
 //!
 //! A kit is a folder with a fixed layout: links to the things above on this machine, copies of them in a VM.
 
+use std::fs::File;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::command::{command, quiet};
-use crate::programs;
+use crate::{programs, registry};
 
 /// The repository that this program was built from.
 pub(crate) fn repository() -> PathBuf {
@@ -34,6 +38,18 @@ pub(crate) fn cache() -> Result<PathBuf> {
         .context("none of CORTEN_CACHE, XDG_CACHE_HOME and HOME is set")?;
     std::fs::create_dir_all(&base).with_context(|| format!("make the cache {}", base.display()))?;
     Ok(base)
+}
+
+/// Be the only one that makes a part of the cache, for as long as what is returned lives; whoever else wants it waits, and
+/// then finds it made.
+pub(crate) fn alone(part: &str) -> Result<Flock<File>> {
+    let path = cache()?.join(format!("{part}.lock"));
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).or_else(|(file, _)| {
+        eprintln!("waiting for another run that gets {part} ready");
+        Flock::lock(file, FlockArg::LockExclusive)
+    });
+    locked.map_err(|(_, error)| error).with_context(|| format!("lock {}", path.display()))
 }
 
 /// Cargo's target folder.
@@ -82,9 +98,10 @@ impl Kit {
         }
     }
 
-    /// Lay the kit out in `dir` by links.
+    /// Lay the kit out in `dir` by links, with the registry's program beside it.
     pub(crate) fn link(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir)?;
+        symlink(registry::program()?, dir.join("docker-registry")).context("link docker-registry")?;
         for (name, place, files) in self.parts() {
             let part = dir.join(name);
             if files.is_empty() {
@@ -92,21 +109,21 @@ impl Kit {
                 continue;
             }
             std::fs::create_dir(&part)?;
-            for file in files {
+            // a kit has the suites only where they are asked for
+            for file in files.iter().filter(|file| place.join(file).exists()) {
                 symlink(place.join(file), part.join(file)).with_context(|| format!("link {file}"))?;
             }
         }
         Ok(())
     }
 
-    /// Lay the kit out in `dir` by copies, with this program and the registry beside it, for a VM.
+    /// Lay the kit out in `dir` by copies, with this program beside it, for a VM.
     pub(crate) fn copy(&self, dir: &Path) -> Result<()> {
         let links = dir.with_extension("links");
         self.link(&links)?;
         quiet(command(&["cp", "-aL"]).arg(&links).arg(dir))?;
         std::fs::remove_dir_all(&links)?;
         std::fs::copy(std::env::current_exe()?, dir.join("xtask"))?;
-        std::fs::copy("/usr/bin/docker-registry", dir.join("docker-registry"))?;
         Ok(())
     }
 }

@@ -49,6 +49,13 @@ pub(crate) const SUITES: &[&str] =
 /// Build corten, corten-runtime and corten-bridge; the folder that they are in.
 pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
     let triple = host_triple()?;
+    let dir = target().join(&triple).join(profile.folder());
+    if PROGRAMS.iter().any(|(_, program, _)| !dir.join(program).exists()) {
+        eprintln!(
+            "building corten, corten-runtime and corten-bridge ({}; takes some minutes)",
+            profile.name()
+        );
+    }
     for (package, program, fixed) in PROGRAMS {
         let mut cargo = static_cargo(&triple, profile);
         cargo.args(["--package", package, "--bin", program]);
@@ -57,7 +64,7 @@ pub(crate) fn build(profile: Profile) -> Result<PathBuf> {
         }
         run(&mut cargo)?;
     }
-    Ok(target().join(&triple).join(profile.folder()))
+    Ok(dir)
 }
 
 /// Whether the programs in `dir` are linked as they shall be.
@@ -74,8 +81,12 @@ pub(crate) fn build_stand_in() -> Result<PathBuf> {
 
 /// Build the programs of the e2e crate; the folder that they are in.
 pub(crate) fn build_suites() -> Result<PathBuf> {
+    let dir = target().join("debug");
+    if SUITES.iter().any(|program| !dir.join(program).exists()) {
+        eprintln!("building the suites");
+    }
     run(command(&["cargo", "build", "--quiet", "--package", "e2e", "--bins"]).current_dir(repository()))?;
-    Ok(target().join("debug"))
+    Ok(dir)
 }
 
 /// Build the benchmark, the one program of the e2e crate whose own speed matters, as [`build`] does; the folder that it is in.

@@ -1,16 +1,22 @@
 //! Debian's docker-registry over a storage folder: in a node on its usual port, and for a moment on a free port of
 //! loopback while images are pushed.
+//!
+//! The program is taken out of its package and not installed: the package brings a service that is enabled and started on
+//! all addresses. Where a person has installed it, theirs is used.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
+use crate::command::{command, quiet};
+use crate::paths::{alone, cache};
 use crate::push::Registry;
+use crate::scratch::Scratch;
 
 /// Where the registry of a node listens.
 pub(crate) const NODE_PORT: u16 = 5000;
@@ -22,6 +28,37 @@ pub(crate) const MIRRORED: [&str; 6] =
 /// A free port on loopback.
 pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// The program, from Debian's package on first use.
+pub(crate) fn program() -> Result<PathBuf> {
+    let installed = PathBuf::from("/usr/bin/docker-registry");
+    let place = cache()?.join("docker-registry");
+    let _alone = alone("docker-registry")?;
+    let own = place.join("usr/bin/docker-registry");
+    if installed.exists() || own.exists() {
+        return Ok(if installed.exists() { installed } else { own });
+    }
+    eprintln!("getting Debian's docker-registry (once; it is not installed)");
+    let work = Scratch::below(&cache()?, "docker-registry")?;
+    // root's apt would else become a user who cannot write there
+    let options = ["-q", "-o", "APT::Sandbox::User=root", "download", "docker-registry"];
+    let mut download = command(&["apt-get"]);
+    download.args(options).current_dir(work.path());
+    if quiet(&mut download).is_err() {
+        // lists that are missing, or older than the mirror
+        quiet(&mut command(&["apt-get", "update", "-q"]))?;
+        quiet(&mut download)?;
+    }
+    let tree = work.path().join("tree");
+    for entry in std::fs::read_dir(work.path())? {
+        // it needs no library but libc
+        quiet(command(&["dpkg-deb", "-x"]).arg(entry?.path()).arg(&tree))?;
+    }
+    ensure!(tree.join("usr/bin/docker-registry").exists(), "the package docker-registry has no such program");
+    std::fs::remove_dir_all(&place).ok();
+    std::fs::rename(&tree, &place).with_context(|| format!("put {} in its place", place.display()))?;
+    Ok(own)
 }
 
 /// Start `program` over `storage` and wait until it answers; its files and its log go to `dir`.

@@ -38,9 +38,17 @@ struct OnNode {
 const LIMIT: &str = "1500";
 const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
 
+/// Leaves a pod, and no daemon.
+const KILLS_LAST: &str = concat!(
+    r#"echo '{"metadata": {"name": "last", "namespace": "node", "uid": "last"}, "linux": {}}' > "$OUT/pod.json"; "#,
+    r#"crictl runp "$OUT/pod.json"; kill -9 "$(cat "$CORTEN_PIDFILE")""#,
+);
+
 /// The suites on nodes, in the order in which they run: what says most in least time comes first.
-const ON_NODES: [OnNode; 13] = [
+const ON_NODES: [OnNode; 14] = [
     on_bridge("cli", &["cli-suite"]),
+    // the node removes the pod all the same
+    OnNode { environment: "daemon killed last", ..on_bridge("cli", &["sh", "-ec", KILLS_LAST]) },
     on_bridge("beyond", &["beyond-suite"]),
     on_bridge("critest", &["critest-suite"]),
     OnNode {
@@ -116,13 +124,23 @@ impl Choice {
     }
 
     fn check(&self) -> Result<()> {
-        let mut known = vec!["lint", "unit", "vm"];
-        known.extend(ON_NODES.iter().map(|suite| suite.suite));
+        let known = known_suites();
         match self.only.iter().find(|name| !known.contains(&name.as_str())) {
             Some(name) => bail!("no suite is called {name}; there are {}", known.join(", ")),
             None => Ok(()),
         }
     }
+}
+
+/// What `--only` takes.
+fn known_suites() -> Vec<&'static str> {
+    let mut known = vec!["lint", "unit", "vm"];
+    for suite in &ON_NODES {
+        if !known.contains(&suite.suite) {
+            known.push(suite.suite);
+        }
+    }
+    known
 }
 
 /// Run the suites; 0 when nothing failed.
@@ -222,4 +240,17 @@ fn lint(kit: &Kit) -> Vec<Row> {
         reason: done.err().map(|error| format!("{error:#}")).unwrap_or_default(),
     };
     checks.into_iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suite_is_named_once() {
+        let known = known_suites();
+        let once: std::collections::BTreeSet<_> = known.iter().collect();
+        assert_eq!(once.len(), known.len(), "{known:?}");
+        assert!(known.contains(&"beyond") && known.contains(&"lint"));
+    }
 }

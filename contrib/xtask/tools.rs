@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::command::{command, quiet};
-use crate::paths::{cache, repository};
+use crate::paths::{alone, cache, repository};
 
 /// The toolchain that is fetched where the machine has none.
 const TOOLCHAIN: &str = "go1.26.2";
@@ -25,6 +25,8 @@ const SWITCHES: u32 = 21;
 /// A wrapper module and what is built from it.
 pub(crate) struct Module {
     name: &'static str,
+    /// how long it takes to build, about
+    takes: &'static str,
     builds: &'static [Build],
 }
 
@@ -39,6 +41,7 @@ enum Build {
 /// crictl and critest, and ginkgo, which critest calls to run specs in parallel.
 pub(crate) const CRI_TOOLS: Module = Module {
     name: "cri-tools",
+    takes: "a minute or two",
     builds: &[
         Build::Command("sigs.k8s.io/cri-tools/cmd/crictl"),
         Build::Command("github.com/onsi/ginkgo/v2/ginkgo"),
@@ -49,6 +52,7 @@ pub(crate) const CRI_TOOLS: Module = Module {
 /// The official CNI plugins.
 pub(crate) const CNI: Module = Module {
     name: "cni",
+    takes: "half a minute",
     builds: &[
         Build::Command("github.com/containernetworking/plugins/plugins/main/bridge"),
         Build::Command("github.com/containernetworking/plugins/plugins/main/loopback"),
@@ -63,6 +67,7 @@ pub(crate) const CNI: Module = Module {
 /// build in little more time than the kubelet alone.
 pub(crate) const KUBERNETES: Module = Module {
     name: "kubernetes",
+    takes: "several minutes",
     builds: &[
         Build::Command("k8s.io/kubernetes/cmd/kubelet"),
         Build::Command("k8s.io/kubernetes/cmd/kube-apiserver"),
@@ -83,10 +88,11 @@ pub(crate) fn go_on_path() -> bool {
 pub(crate) fn ensure(module: &Module) -> Result<PathBuf> {
     let source = repository().join("e2e/tools").join(module.name);
     let dir = cache()?.join("tools").join(format!("{}-{}", module.name, key(&source)?));
+    let _alone = alone(module.name)?;
     if dir.exists() {
         return Ok(dir);
     }
-    println!("building {} (once; kubernetes takes some minutes)", module.name);
+    eprintln!("building {} (once; {})", module.name, module.takes);
     let go = go()?;
     let partial = dir.with_extension("partial");
     std::fs::remove_dir_all(&partial).ok();
@@ -130,7 +136,7 @@ fn go() -> Result<PathBuf> {
     let root = modules.join(&module);
     let go = root.join("bin/go");
     if !go.exists() {
-        println!("getting {TOOLCHAIN} through the Go module proxy");
+        eprintln!("getting {TOOLCHAIN} through the Go module proxy");
         let download = ["go", "mod", "download", &module];
         quiet(command(&download).env("GOMODCACHE", &modules).current_dir(std::env::temp_dir()))?;
         // a module's files are neither executable nor writable

@@ -26,6 +26,11 @@ pub(crate) fn take_signals() -> Result<()> {
     signals().thread_block().context("block signals")
 }
 
+/// The opposite of [`take_signals`].
+pub(crate) fn leave_signals() -> Result<()> {
+    signals().thread_unblock().context("unblock signals")
+}
+
 /// Start a child that takes signals as usual.
 pub(crate) fn spawn(command: &mut Command) -> Result<Pid> {
     signals().thread_unblock()?;
@@ -35,15 +40,18 @@ pub(crate) fn spawn(command: &mut Command) -> Result<Pid> {
     Ok(Pid::from_raw(i32::try_from(child.id())?))
 }
 
-/// Wait until a process ends. SIGTERM and SIGHUP are passed on to `command`; SIGINT and SIGQUIT it got from the terminal itself.
-pub(crate) fn next(command: Pid) -> Result<Ended> {
+/// What is passed on to a command on this terminal; SIGINT and SIGQUIT it got from there itself.
+pub(crate) const NOT_FROM_TERMINAL: &[Signal] = &[Signal::SIGTERM, Signal::SIGHUP];
+
+/// Wait until a process ends. Signals of `pass` are passed on to `command`, others only taken.
+pub(crate) fn next(command: Pid, pass: &[Signal]) -> Result<Ended> {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => return Ok(Ended::Process(pid, code)),
             Ok(WaitStatus::Signaled(pid, signal, _)) => return Ok(Ended::Process(pid, 128 + signal as i32)),
             Ok(WaitStatus::StillAlive) => {
                 let signal = signals().wait()?;
-                if matches!(signal, Signal::SIGTERM | Signal::SIGHUP) {
+                if pass.contains(&signal) {
                     kill(command, signal).ok();
                 }
             }
@@ -56,16 +64,19 @@ pub(crate) fn next(command: Pid) -> Result<Ended> {
 /// Run a command to its end, passing signals on; its exit code. Orphans that come to us meanwhile are reaped.
 pub(crate) fn run(command: &mut Command) -> Result<i32> {
     take_signals()?;
-    let done = spawn(command).and_then(|child| {
-        loop {
-            match next(child)? {
-                Ended::Process(pid, code) if pid == child => return Ok(code),
-                Ended::Process(..) => {}
-            }
-        }
-    });
-    signals().thread_unblock()?;
+    let done = spawn(command).and_then(|child| until_end(child, NOT_FROM_TERMINAL));
+    leave_signals()?;
     done
+}
+
+/// Wait for a child's end; its exit code.
+pub(crate) fn until_end(child: Pid, pass: &[Signal]) -> Result<i32> {
+    loop {
+        match next(child, pass)? {
+            Ended::Process(pid, code) if pid == child => return Ok(code),
+            Ended::Process(..) => {}
+        }
+    }
 }
 
 /// Kill a process and, if it is ours, reap it.

@@ -23,6 +23,17 @@ pub(crate) struct Scope {
     pub(crate) parents: Vec<PathBuf>,
 }
 
+/// What cannot be looked at here: the program that is missing, and what it would show.
+pub(crate) fn unseen() -> Vec<(&'static str, &'static str)> {
+    let shown_by =
+        [("ip", "links and addresses"), ("nft", "nftables rules"), ("iptables-save", "iptables rules")];
+    let missing = |program: &str| {
+        let tried = Command::new(program).arg("-V").stdin(Stdio::null()).output();
+        tried.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    shown_by.into_iter().filter(|(program, _)| missing(program)).collect()
+}
+
 /// Everything that is there.
 pub(crate) fn look(scope: &Scope) -> BTreeSet<String> {
     let mut facts = BTreeSet::new();
@@ -108,7 +119,7 @@ fn command_line(pid: i32) -> String {
     String::from_utf8_lossy(&words).replace('\0', " ").trim().to_owned()
 }
 
-/// What a program prints; nothing where it is missing.
+/// What a program prints; nothing where it is missing ([`unseen`] says so).
 fn output(program: &str, arguments: &[&str]) -> String {
     let done = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
     done.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()

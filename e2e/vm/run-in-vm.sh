@@ -10,32 +10,37 @@
 #   --lsm apparmor|selinux|none   the security module that is active (apparmor); selinux enforces Debian's policy, from a
 #                      second disk image that is made when it is first asked for
 #   --cpus N (2; qemu) --mem MIB (2048)  --timeout SECONDS (900)  --out DIR  --append "KERNEL ARGS"
+#   --line             stdin and stdout of this script are a raw serial line of the guest's, whose device COMMAND finds as
+#                      $VM_LINE; without it COMMAND has no stdin, and what it prints is shown when it has ended
 #   --build            only build the guest images      --verbose   show the guest's console
-# exit: the command's code; 124 timeout; 125 the guest died without reporting
+# exit: the command's code; 124 timeout (0 seconds: none); 125 the guest died without reporting; 129, 130, 143 by HUP, INT, TERM
 #
 # Needs root and a Debian host; packages come from the mirrors that the host's apt is set up with. The images are built
 # once, into $CORTEN_CACHE/vm (which may be deleted at any time). The guest's disk is copy-on-write, so that every run starts from the same state.
+#
+# The VM, and the build of images, run in sessions of their own, so that one kill ends all of it; the kernel ends the VM when
+# this script is gone. A run's folder is locked by whoever uses it; folders that nobody locks are swept by the next run.
 set -euo pipefail
 
 # mmdebstrap calls this file as its hook: fetch the kernels with the new system's apt.
-if [ "${1:-}" = --fetch-kernels ]; then
+fetch_kernels() {
   export APT_CONFIG=${MMDEBSTRAP_APT_CONFIG:-$APT_CONFIG}
-  mkdir -p "$2/.kernels"
-  cd "$2/.kernels"
+  mkdir -p "$1/.kernels"
+  cd "$1/.kernels"
   cloud=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -1)
   exec apt-get -o APT::Sandbox::User=root download "$cloud" user-mode-linux
-fi
+}
+if [ "${1:-}" = --fetch-kernels ]; then fetch_kernels "$2"; fi
 
 # what the project carries for hosts with SELinux
 module=$(dirname "$0")/../../contrib/selinux/corten.cil
 # what linux.uml lacks on newer processors
 preload=$(dirname "$0")/xstate.c
-# the guest images are kept per version of this file and of those
-cache=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm/$(cat "$0" "$module" "$preload" | sha256sum | cut -c1-12)
+images=${CORTEN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/corten}/vm
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 packages=iproute2,iptables,nftables,libseccomp2,procps,psmisc,kmod,util-linux,mount,busybox-static,e2fsprogs,strace,curl,ca-certificates,apparmor,attr
 selinux_packages='selinux-policy-default policycoreutils selinux-utils semodule-utils'
-vm=uml lsm=apparmor cpus=2 mem=2048 timeout=900 out='' append='' build='' verbose=''
+vm=uml lsm=apparmor cpus=2 mem=2048 timeout=900 out='' append='' line='' build='' verbose=''
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -46,6 +51,7 @@ while [ $# -gt 0 ]; do
     --timeout) timeout=$2; shift 2 ;;
     --out) out=$2; shift 2 ;;
     --append) append=$2; shift 2 ;;
+    --line) line=1; shift ;;
     --build) build=1; shift ;;
     --verbose) verbose=1; shift ;;
     --) shift; break ;;
@@ -119,17 +125,18 @@ E
   cat > "$1/usr/local/sbin/vm-run" <<'E'
 #!/bin/busybox sh
 # Runs /share/.vm-job; its output, its exit code and /out go to the host
-rc=/dev/null out=/dev/console tar=
+rc=/dev/null out=/dev/console tar= line=
 busybox mkdir -p /share /out
 if [ -b /dev/ubdb ]; then
  busybox mkdir -p /run/vmhost; busybox mount -t hostfs -o /run/vmhost none /run/vmhost
- rc=/run/vmhost/rc out=/run/vmhost/out tar=/run/vmhost/tar; busybox mount -t ext4 -o noatime /dev/ubdb /share
+ rc=/run/vmhost/rc out=/run/vmhost/out tar=/run/vmhost/tar line=/dev/ttyS0; busybox mount -t ext4 -o noatime /dev/ubdb /share
 else
  for d in /sys/class/virtio-ports/*; do read -r name < $d/name
-  case $name in vm.rc) rc=/dev/${d##*/};; vm.out) out=/dev/${d##*/};; vm.tar) tar=/dev/${d##*/};; esac; done
+  case $name in vm.rc) rc=/dev/${d##*/};; vm.out) out=/dev/${d##*/};; vm.tar) tar=/dev/${d##*/};; vm.line) line=/dev/${d##*/};; esac; done
  /usr/sbin/modprobe virtio_blk; busybox mount -t ext4 -o noatime /dev/vda /share
 fi
 cd /share
+export VM_LINE=$line
 # through a pipe, so that the job's output is never a device
 { /bin/bash /share/.vm-job 2>&1 </dev/null; echo $? > /run/vm-rc; } | busybox cat > $out
 [ -n "$tar" ] && [ -n "$(busybox ls -A /out)" ] && busybox tar -C /out -cf - . > $tar
@@ -193,49 +200,100 @@ build_selinux() {
   rm -rf "$root"
 }
 
+# Both run the VM with the line on 3 and 4, in the place of the subshell that calls them.
 run_qemu() {
-  timeout -k 5 "$timeout" qemu-system-x86_64 -M q35 -accel tcg,thread=single,tb-size=512 -cpu Haswell-v4 -m "$mem" -smp "$cpus" \
+  exec setsid setpriv --pdeathsig TERM timeout -s KILL -k 5 "$timeout" \
+    qemu-system-x86_64 -M q35 -accel tcg,thread=single,tb-size=512 -cpu Haswell-v4 -m "$mem" -smp "$cpus" \
     -nodefaults -no-user-config -display none -no-reboot -serial "file:$work/console" -kernel "$cache/vmlinuz" \
     -append "console=ttyS0 root=/dev/nvme0n1 rw rootfstype=ext4 rootwait quiet loglevel=4 mitigations=off $1" \
     -drive "if=none,id=d0,file=$cache/$disk.ext4,format=raw,cache=unsafe,snapshot=on,file.locking=off" -device nvme,serial=root,drive=d0 \
     -drive "if=none,id=d1,file=$work/share.ext4,format=raw,cache=unsafe" -device virtio-blk-pci,drive=d1 -device virtio-serial-pci \
     $(for p in out rc tar; do echo "-chardev file,id=$p,path=$work/o/$p -device virtserialport,chardev=$p,name=vm.$p"; done) \
-    </dev/null > "$work/vmm.log" 2>&1
+    -chardev stdio,id=line,signal=off -device virtserialport,chardev=line,name=vm.line <&3 >&4 2> "$work/vmm.log"
 }
 
-# linux.uml needs the guest's libc, so it runs in a chroot of the image's own tree, in a private mount namespace.
+# linux.uml needs the guest's libc, so it runs in a chroot of the image's own tree, in a private mount namespace; in a pid
+# namespace besides, since it has a process for each one of its guest's.
 run_uml() {
   # shellcheck disable=SC2016
-  timeout -k 5 "$timeout" unshare -m bash -c 'set -e
+  exec setsid setpriv --pdeathsig TERM timeout -s KILL -k 5 "$timeout" unshare -m --pid --fork --kill-child bash -c 'set -e
     root=$1 work=$2 cache=$3 mem=$4 append=$5
     mount --make-rprivate /
-    mount --bind /proc "$root/proc"; mount --bind /dev "$root/dev"
+    mount -t proc proc "$root/proc"; mount --bind /dev "$root/dev"
     mount -t tmpfs t "$root/dev/shm"; mount -t tmpfs t "$root/run"
     mkdir "$root/run/vmhost" "$root/run/w" "$root/run/c"
     mount --bind "$work/o" "$root/run/vmhost"; mount --bind "$work" "$root/run/w"; mount --bind "$cache" "$root/run/c"
     cd "$root/run/w"
-    exec chroot "$root" env LD_PRELOAD=/usr/lib/uml/xstate.so /usr/bin/linux.uml mem="$mem"M ubd0=/run/w/cow,/run/c/$6.ext4 ubd1=/run/w/share.ext4 \
-      root=/dev/ubda rw rootfstype=ext4 con=null con0=null,fd:1 con1=null quiet $append </dev/null' \
-    _ "$cache/root" "$work" "$cache" "$mem" "$1" "$disk" > "$work/console" 2>&1
+    code=0
+    chroot "$root" env LD_PRELOAD=/usr/lib/uml/xstate.so /usr/bin/linux.uml mem="$mem"M ubd0=/run/w/cow,/run/c/$6.ext4 ubd1=/run/w/share.ext4 \
+      root=/dev/ubda rw rootfstype=ext4 con=null con0=null,fd:2 con1=null ssl=null ssl0=fd:0,fd:1 quiet $append || code=$?
+    exit $code' _ "$cache/root" "$work" "$cache" "$mem" "$1" "$disk" <&3 >&4 2> "$work/console"
 }
 
+# end_session PID: end a session that was started below: the VM at once, since nothing of it is kept, a build in its own time
+end_session() {
+  if [ -n "$work" ]; then
+    # until setsid has run, it is one process only
+    kill -KILL -- "-$1" 2>/dev/null || kill -KILL "$1" 2>/dev/null || :
+  else
+    kill -TERM -- "-$1" 2>/dev/null || kill -TERM "$1" 2>/dev/null || :
+  fi
+  wait "$1" 2>/dev/null || :
+}
+
+# the guest images are kept per version of what they are made from
+cache=$images/$({ declare -f fetch_kernels make_ext4 guest_files build_guest build_selinux; echo "$packages" "$selinux_packages"; cat "$module" "$preload"; } | sha256sum | cut -c1-12)
 mkdir -p "$cache"
-# The images are shared: one builds them, the others wait.
-( flock 9; install_host_tools; build_guest; if [ "$lsm" = selinux ]; then build_selinux; fi ) 9> "$cache/lock"
-[ -n "$build" ] && exit 0
-[ $# -ge 2 ] || { sed -n '2,18p' "$0" >&2; exit 2; }
+if [ -n "$build" ]; then
+  # The images are shared: one builds them, the others wait.
+  exec 9> "$cache/lock"
+  flock 9
+  install_host_tools
+  build_guest
+  if [ "$lsm" = selinux ]; then build_selinux; fi
+  exit 0
+fi
+[ $# -ge 2 ] || { sed -n '2,20p' "$0" >&2; exit 2; }
+
+session='' work=''
+finish() {
+  trap '' HUP INT TERM
+  [ -z "$session" ] || end_session "$session"
+  [ -z "$work" ] || rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+setsid setpriv --pdeathsig TERM "$0" --build --vm "$vm" --lsm "$lsm" </dev/null >&2 &
+session=$!
+wait "$session" || exit $?
+session=''
 
 share=$(realpath "$1"); shift
+exec 7> "$cache/runs"
+flock 7
+for left in "$cache"/run.*; do
+  [ ! -d "$left" ] || flock -n "$left" rm -rf "$left" || :
+done
 work=$(mktemp -d "$cache/run.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+exec 8< "$work"
+flock -s 8
+exec 7>&-
 mkdir "$work/o"
 : > "$work/o/out"; : > "$work/o/rc"; : > "$work/o/tar"
 make_ext4 "$share" "$work/share.ext4" "$(( $(du -sm --apparent-size "$share" | cut -f1) * 2 + 1024 ))M"
 printf '%s\n' "$*" > "$work/job"
 printf 'rm .vm-job\nwrite %s .vm-job\n' "$work/job" | debugfs -w -f - "$work/share.ext4" >/dev/null 2>&1 || true
 
+if [ -n "$line" ]; then exec 3<&0 4>&1 </dev/null >&2; else exec 3</dev/null 4>/dev/null; fi
 code=0
-run_$vm "init=/usr/local/sbin/vm-init $security panic=-1 cgroup_no_v1=all $append" || code=$?
+run_$vm "init=/usr/local/sbin/vm-init $security panic=-1 cgroup_no_v1=all $append" &
+session=$!
+exec 3<&- 4>&-
+wait "$session" 2>/dev/null || code=$?
+session=''
 [ -z "$verbose" ] || cat "$work/console" >&2
 cat "$work/o/out"
 if [ -n "$out" ] && [ -s "$work/o/tar" ]; then
