@@ -28,7 +28,7 @@ impl Outside {
     fn start(storage: &Path) -> Result<Outside> {
         let dir = Scratch::new("bench-registry")?;
         let port = registry::NODE_PORT;
-        let started = registry::start(Path::new("/usr/bin/docker-registry"), storage, dir.path(), port);
+        let started = registry::start(&registry::program()?, storage, dir.path(), port);
         let (server, _) = started.with_context(|| {
             format!("bench: a daemon outside of the node pulls from 127.0.0.1:{port}, which must be free")
         })?;
