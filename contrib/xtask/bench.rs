@@ -69,5 +69,6 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32> {
     }
     command.extend(["--runtime".into(), runtime.into(), "--against".into(), "oci=/usr/bin/crun".into()]);
     command.extend(arguments);
-    node::run(&kit, &Options { tmpfs: true, command, ..Options::default() })
+    let peers = !options.against_cri.is_empty();
+    node::run(&kit, &Options { tmpfs: true, peers, command, ..Options::default() })
 }

@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) out: Option<PathBuf>,
     /// keep the daemon's state on a tmpfs
     pub(crate) tmpfs: bool,
+    /// Other daemons work outside of the node meanwhile: what they leave on this machine is theirs.
+    pub(crate) peers: bool,
     /// how the programs are built
     pub(crate) profile: Profile,
     /// where its output goes; nothing: this terminal
@@ -55,6 +57,7 @@ impl Default for Options {
             shares: Vec::new(),
             out: None,
             tmpfs: false,
+            peers: false,
             profile: Profile::Release,
             log: None,
             command: Vec::new(),
@@ -129,7 +132,8 @@ pub(crate) fn run(kit: &Kit, options: &Options) -> Result<i32> {
     command.arg("inside").arg(scratch.path()).args(flags(options)?).arg("--").args(&options.command);
     redirect(&mut command, options)?;
     let code = watch::run(&mut command)?;
-    let mut left = world::left_behind(&before, &scope, Duration::from_secs(5));
+    let mut left =
+        if options.peers { Vec::new() } else { world::left_behind(&before, &scope, Duration::from_secs(5)) };
     if !cgroup::remove(&places) {
         left.push(format!("a cgroup named {name}"));
     }

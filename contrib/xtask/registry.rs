@@ -51,10 +51,11 @@ pub(crate) fn program() -> Result<PathBuf> {
         quiet(&mut download)?;
     }
     let tree = work.path().join("tree");
-    for entry in std::fs::read_dir(work.path())? {
-        // it needs no library but libc
-        quiet(command(&["dpkg-deb", "-x"]).arg(entry?.path()).arg(&tree))?;
-    }
+    let files = std::fs::read_dir(work.path())?.filter_map(|entry| Some(entry.ok()?.path()));
+    let package = files.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "deb"));
+    // it needs no library but libc
+    let package = package.context("apt-get download left no package")?;
+    quiet(command(&["dpkg-deb", "-x"]).arg(package).arg(&tree))?;
     ensure!(tree.join("usr/bin/docker-registry").exists(), "the package docker-registry has no such program");
     std::fs::remove_dir_all(&place).ok();
     std::fs::rename(&tree, &place).with_context(|| format!("put {} in its place", place.display()))?;
