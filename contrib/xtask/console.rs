@@ -120,9 +120,10 @@ pub(crate) fn run(mut machine: Command, log: Option<&Path>) -> Result<i32> {
     drop(machine);
     let talking = thread::spawn(talk);
     let code = watch::until_end(child, &[Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT]);
-    watch::leave_signals()?;
     let talked = talking.join();
     before.restore();
+    // not before: one that waits ends this program
+    watch::leave_signals()?;
     if let Ok(Err(error)) = talked {
         eprintln!("node: the line to the VM: {error}");
     }

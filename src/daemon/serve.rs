@@ -79,16 +79,17 @@ async fn serve(config: &Config, shown: String) -> anyhow::Result<()> {
         slow_request: config.server.slow_request,
         drain_deadline: config.server.drain_deadline,
     };
-    let mut stopping = std::time::Instant::now();
+    let mut stopping = None;
     let served = cri::serve(listener, engine.clone(), streaming, info, async {
         stop.await;
-        stopping = std::time::Instant::now();
+        stopping = Some(std::time::Instant::now());
         tell_service_manager("STOPPING=1");
     })
     .await;
     trimmer.abort();
     // one deadline for all: what clients have waited for is over, or goes on without them
-    let left = config.server.drain_deadline.saturating_sub(stopping.elapsed());
+    let left =
+        config.server.drain_deadline.saturating_sub(stopping.map_or(Duration::ZERO, |at| at.elapsed()));
     tokio::join!(streams.end(), engine.drain_within(left));
     // Ours for certain: the locks say that nobody else serves for this run_dir.
     let _ = std::fs::remove_file(&config.server.socket);

@@ -97,12 +97,13 @@ pub(crate) fn owners_of(pid: i32) -> Result<Owners> {
     maps.map(Owners::of).ok_or_else(|| Error::new(Kind::Internal, "read the user namespace of", pid, uids))
 }
 
-/// Let a mounter make the root for an init that waits, and show init to it. `hooks` runs the ones of the node's side.
+/// Let a mounter make the root for an init that waits, and show init to it. `hooks` runs the ones of the node's side, as long as
+/// the mounter's line that it is given is open.
 pub(crate) fn make_root(
     plan: &Plan,
     (init, pidfd): (i32, BorrowedFd<'_>),
     channel: &Channel,
-    hooks: impl Fn() -> Result<()>,
+    hooks: impl Fn(BorrowedFd<'_>) -> Result<()>,
 ) -> Result<()> {
     let own = std::fs::File::open("/proc/self/ns/pid").step("open", "/proc/self/ns/pid")?;
     let (ours, theirs) = Channel::pair()?;
@@ -135,7 +136,7 @@ fn follow_mounter(
     mounter: &Channel,
     init: &Channel,
     init_fd: BorrowedFd<'_>,
-    hooks: impl Fn() -> Result<()>,
+    hooks: impl Fn(BorrowedFd<'_>) -> Result<()>,
 ) -> Result<()> {
     loop {
         let first = sys::process::wait_for_first(&[mounter.as_fd(), init_fd], FOREVER);
@@ -144,7 +145,7 @@ fn follow_mounter(
         }
         match mounter.receive::<FromInit>().step("hear from the mounter", "")? {
             Some((FromInit::MountsMade, _)) => {
-                hooks()?;
+                hooks(mounter.as_fd())?;
                 mounter.send(&ToInit::Continue, &[]).step("tell the mounter", "to go on")?;
             }
             Some((FromInit::RootMade { sysctls_left }, fds)) => {

@@ -18,7 +18,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -171,7 +171,7 @@ fn build(create: Create<'_>, made: &mut Option<Made>) -> Result<Built> {
         (init.pid, init.pidfd) = born(&ours)?;
         undoing.init = Some(init.clone());
         apart::own_pipes(&plan, &apart::owners_of(init.pid)?)?;
-        let hooks = || run_node_hooks(&plan, &init);
+        let hooks = |mounter: BorrowedFd<'_>| run_node_hooks(&plan, &init, Some(mounter));
         apart::make_root(&plan, (init.pid, init.pidfd.as_fd()), &ours, hooks)?;
     }
     let (console, warnings) = follow(&plan, &init, &ours)?;
@@ -194,7 +194,7 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
         let message = channel.receive::<FromInit>().step("hear from init", "")?;
         match message {
             Some((FromInit::MountsMade, _)) => {
-                run_node_hooks(plan, init)?;
+                run_node_hooks(plan, init, None)?;
                 channel.send(&ToInit::Continue, &[]).step("tell init", "to go on")?;
             }
             Some((FromInit::Ready { warnings }, mut fds)) => {
@@ -218,14 +218,16 @@ fn follow(plan: &Plan, init: &Init, channel: &Channel) -> Result<(Option<OwnedFd
     })
 }
 
-fn run_node_hooks(plan: &Plan, init: &Init) -> Result<()> {
+/// `mounter`: its line, which closes before init has ended, when both are killed.
+fn run_node_hooks(plan: &Plan, init: &Init, mounter: Option<BorrowedFd<'_>>) -> Result<()> {
     let Some(hooks) = plan.spec.hooks().as_ref().filter(|h| has_node_hooks(h)) else { return Ok(()) };
     // With a PID namespace that was joined our children would be born in it, and end with it.
     let own = fs::File::open("/proc/self/ns/pid").step("open", "/proc/self/ns/pid")?;
     sys::namespace::enter(own.as_fd(), libc::CLONE_NEWPID).step("leave pid namespace of", &plan.id)?;
     let state = State { id: &plan.id, status: "creating", pid: init.pid, bundle: &plan.bundle };
+    let ends: Vec<BorrowedFd<'_>> = std::iter::once(init.pidfd.as_fd()).chain(mounter).collect();
     for (name, list) in [("prestart", hooks.prestart()), ("createRuntime", hooks.create_runtime())] {
-        hooks::run(name, list.as_ref(), &plan.spec, &state, Some(init.pidfd.as_fd()))?;
+        hooks::run(name, list.as_ref(), &plan.spec, &state, &ends)?;
     }
     Ok(())
 }

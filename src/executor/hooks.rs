@@ -54,21 +54,22 @@ impl State<'_> {
     }
 }
 
-/// Run hooks in their order until one fails. `init`: the container's, when a hook makes no sense without it any more.
+/// Run hooks in their order until one fails. `ends`: descriptors that can be read when the container is killed, after which a hook
+/// makes no sense any more.
 pub(crate) fn run(
     name: &str,
     hooks: Option<&Vec<Hook>>,
     spec: &Spec,
     state: &State<'_>,
-    init: Option<BorrowedFd<'_>>,
+    ends: &[BorrowedFd<'_>],
 ) -> Result<()> {
     for hook in hooks.into_iter().flatten() {
-        run_one(name, hook, &state.json(spec), init)?;
+        run_one(name, hook, &state.json(spec), ends)?;
     }
     Ok(())
 }
 
-fn run_one(name: &str, hook: &Hook, state: &[u8], init: Option<BorrowedFd<'_>>) -> Result<()> {
+fn run_one(name: &str, hook: &Hook, state: &[u8], ends: &[BorrowedFd<'_>]) -> Result<()> {
     let what = hook.path().display().to_string();
     let step = format!("run {name} hook");
     let mut command = Command::new(hook.path());
@@ -89,7 +90,7 @@ fn run_one(name: &str, hook: &Hook, state: &[u8], init: Option<BorrowedFd<'_>>) 
         .spawn()
         .step(&step, &what)?;
     let limit = hook.timeout().and_then(|t| u64::try_from(t).ok()).map(Duration::from_secs);
-    wait(&mut child, &stderr, limit, init).map_err(|why| Error::new(Kind::Internal, &step, what, why))
+    wait(&mut child, &stderr, limit, ends).map_err(|why| Error::new(Kind::Internal, &step, what, why))
 }
 
 /// A file without a name, to be read from its start.
@@ -106,11 +107,11 @@ fn wait(
     child: &mut Child,
     stderr: &File,
     limit: Option<Duration>,
-    init: Option<BorrowedFd<'_>>,
+    ends: &[BorrowedFd<'_>],
 ) -> std::result::Result<(), String> {
     let pid = child.id() as i32;
     let pidfd = sys::process::pidfd_open(pid).map_err(|e| crate::errno_text(&e))?;
-    let both: Vec<BorrowedFd<'_>> = std::iter::once(pidfd.as_fd()).chain(init).collect();
+    let both: Vec<BorrowedFd<'_>> = std::iter::once(pidfd.as_fd()).chain(ends.iter().copied()).collect();
     let first = sys::process::wait_for_first(&both, limit.unwrap_or(FOREVER));
     let first = first.map_err(|e| crate::errno_text(&e))?;
     if first != Some(0) {
@@ -139,16 +140,16 @@ fn last_words(stderr: &File) -> String {
 
 /// Run the `poststart` hooks of a bundle until one fails; then the caller must stop the container.
 pub fn poststart(id: &str, bundle: Bundle<'_>, pid: i32) -> Result<()> {
-    let (spec, bundle) = (crate::load(bundle)?, bundle.dir);
+    let (spec, bundle) = (crate::load::unchecked(bundle)?, bundle.dir);
     let hooks = spec.hooks().as_ref().and_then(|h| h.poststart().as_ref());
-    run("poststart", hooks, &spec, &State { id, status: "running", pid, bundle }, None)
+    run("poststart", hooks, &spec, &State { id, status: "running", pid, bundle }, &[])
 }
 
 /// Run the `poststop` hooks of a bundle, after the container is gone; all of them run, the first failure is returned.
 pub fn poststop(id: &str, bundle: Bundle<'_>) -> Result<()> {
-    let (spec, bundle) = (crate::load(bundle)?, bundle.dir);
+    let (spec, bundle) = (crate::load::unchecked(bundle)?, bundle.dir);
     let hooks = spec.hooks().as_ref().and_then(|h| h.poststop().as_ref());
     let state = State { id, status: "stopped", pid: 0, bundle }.json(&spec);
-    let run = |hook| run_one("poststop", hook, &state, None);
+    let run = |hook| run_one("poststop", hook, &state, &[]);
     hooks.into_iter().flatten().map(run).fold(Ok(()), std::result::Result::and)
 }

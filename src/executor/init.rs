@@ -326,7 +326,7 @@ impl Init<'_> {
             },
             bundle: &self.plan.bundle,
         };
-        hooks::run("createContainer", hooks.create_container().as_ref(), &self.plan.spec, &state, None)
+        hooks::run("createContainer", hooks.create_container().as_ref(), &self.plan.spec, &state, &[])
     }
 
     fn enter_root(&self, root: &Root) -> Result<()> {
@@ -344,7 +344,7 @@ impl Init<'_> {
         let Some(list) = self.plan.hooks(Hooks::start_container) else { return Ok(()) };
         let pid = nix::unistd::getpid().as_raw();
         let state = State { id: &self.plan.id, status: "created", pid, bundle: &self.plan.bundle };
-        hooks::run("startContainer", Some(list), &self.plan.spec, &state, None)
+        hooks::run("startContainer", Some(list), &self.plan.spec, &state, &[])
     }
 }
 

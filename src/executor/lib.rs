@@ -102,7 +102,7 @@ pub struct Create<'a> {
 }
 
 /// What is done when the cgroup of a new container is there; it runs in the builder. SIGKILL for all in the cgroup ends the
-/// making from then on, with everything undone.
+/// making as soon as there is an init in it, with everything undone.
 #[derive(Clone, Copy)]
 pub struct OnCgroup<'a>(pub &'a dyn Fn(&Cgroup) -> std::io::Result<()>);
 

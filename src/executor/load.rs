@@ -30,6 +30,12 @@ pub fn load(bundle: Bundle<'_>) -> Result<Spec> {
     Ok(spec)
 }
 
+/// The config of a container that was made: it was checked then, perhaps by an earlier version.
+pub(crate) fn unchecked(bundle: Bundle<'_>) -> Result<Spec> {
+    let (path, text) = read(bundle)?;
+    parse(&path, &text)
+}
+
 /// The text of a bundle's `config.json`, and how messages call the file.
 pub(crate) fn read(bundle: Bundle<'_>) -> Result<(PathBuf, String)> {
     let path = bundle.dir.join("config.json");

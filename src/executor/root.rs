@@ -251,6 +251,9 @@ impl Root {
         for option in &entry.data {
             match option.split_once('=') {
                 Some((key, value)) => {
+                    // they keep the commas of a value together (a label's categories) and are no part of it
+                    let bare = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+                    let value = bare.unwrap_or(value);
                     fs.set(key, self.owners.translated(key, value)?.as_ref())?;
                 }
                 None => fs.flag(option)?,

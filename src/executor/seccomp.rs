@@ -29,7 +29,7 @@ use crate::newer_calls;
 const BINARY_TREE: u32 = 2;
 
 /// To be raised with every change that gives the same profile other code: files of another form are not found.
-const FORM: u32 = 3;
+const FORM: u32 = 4;
 
 /// A compiled profile.
 #[derive(Debug)]

@@ -84,7 +84,7 @@ fn abort(global: &Global, id: &str) -> Result<()> {
             return remove(global, &record);
         }
         if Instant::now() >= deadline {
-            return Err(Failed(format!("container {id:?} is still being made although it was killed")));
+            return Err(Failed(format!("container {id:?} is still being made")));
         }
         if let Some(cgroup) = record.cgroup() {
             cgroup.kill().doing(|| format!("kill what is in cgroup {}", cgroup.path()))?;

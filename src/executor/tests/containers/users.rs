@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::Test;
 use crate::life;
-use crate::scratch::{Bundle, end, quiet, words};
+use crate::scratch::{Bundle, end, quiet, until, words};
 
 pub(crate) const TESTS: &[Test] = &[
     ("users::inside_it_is_root", inside_it_is_root),
@@ -27,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("users::hooks_see_the_container", hooks_see_the_container),
     ("users::what_fails_is_told", what_fails_is_told),
     ("users::a_hang_in_a_file_system_can_be_killed", a_hang_in_a_file_system_can_be_killed),
+    ("users::a_hook_that_hangs_can_be_ended", a_hook_that_hangs_can_be_ended),
 ];
 
 const FIRST: u32 = 100_000;
@@ -76,6 +77,20 @@ fn a_hang_in_a_file_system_can_be_killed() {
     // the end of its own PID namespace would be the mounter's
     without_namespace(&mut bundle, "pid");
     life::ends_where_it_hangs("users::a_hang_in_a_file_system_can_be_killed", bundle);
+}
+
+/// Its PID namespace, in which the mounter is, ends only when the builder has seen the mounter's end.
+fn a_hook_that_hangs_can_be_ended() {
+    let mut bundle = in_user_namespace("true");
+    let began = bundle.path().join("began");
+    let script = format!("touch {}; exec sleep 600", began.display());
+    let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}]);
+    bundle.config["hooks"] = json!({ "createRuntime": hook });
+    let pending = bundle.begin(quiet(), None).unwrap();
+    until("the hook", || began.exists());
+    executor::abort(bundle.path().into(), &bundle.id).unwrap();
+    let error = pending.complete().unwrap_err().to_string();
+    assert!(error.contains("was killed meanwhile"), "{error}");
 }
 
 fn inside_it_is_root() {
