@@ -5,7 +5,8 @@
 //! sockets and device nodes come over with their owners, modes and times, names of one file as names of one copy. Extended
 //! attributes do not.
 //!
-//! What must never happen: something outside of the directory is read; a device or a pipe is opened.
+//! What must never happen: something outside of the directory, or of what is mounted below it in the container, is read; a device
+//! or a pipe is opened.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

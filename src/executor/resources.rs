@@ -1,7 +1,8 @@
 //! Limits of a config as writes to cgroup files, for the interface that each controller has on this node.
 //!
 //! Conversions follow the kernel's documents and what other runtimes agree on: cpu shares to weight keep
-//! both ends, `swap` is memory + swap in the config and on v1, swap alone on v2. `-1` means unlimited. What the node has no controller for is an error that names it.
+//! both ends, `swap` is memory + swap in the config and on v1, swap alone on v2. `-1` means unlimited. What the node has no
+//! controller for is an error that names it.
 
 use std::collections::BTreeMap;
 

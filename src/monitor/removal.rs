@@ -47,7 +47,7 @@ impl Supervisor {
         let first = *attempts == 1;
         let pause = Duration::from_millis(1 << (*attempts).min(9)).min(SLOWEST);
         match &container.phase {
-            // Goes on when the executor is done.
+            // Ended, it goes on when the executor is done with undoing it.
             Phase::Starting { .. } => {
                 if let Err(error) = container.abort()
                     && first

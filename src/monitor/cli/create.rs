@@ -125,6 +125,7 @@ fn check_console(terminal: bool, detached: bool, socket: Option<&Path>) -> Resul
 /// Make the container, waiting at its gate: when it runs its record is complete. Nothing stays of one that could not
 /// be made. `started`: it will pass the gate at once.
 fn begin(global: &Global, make: &Make, glance: &Glance, started: bool) -> Result<(Record, Process)> {
+    let mut record = Record::new(&make.id, &make.bundle)?;
     let directory = record::directory(global, &make.id);
     let mut builder = fs::DirBuilder::new();
     builder.mode(0o700);
@@ -135,7 +136,6 @@ fn begin(global: &Global, make: &Make, glance: &Glance, started: bool) -> Result
         }
         other => other.doing(|| format!("make {}", directory.display()))?,
     }
-    let mut record = Record::new(&make.id, &make.bundle)?;
     record.rootfs = make.bundle.join(&glance.root.path);
     record.annotations.clone_from(&glance.annotations);
     record.started = started;

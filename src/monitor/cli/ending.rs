@@ -114,9 +114,15 @@ pub(crate) fn remove(global: &Global, record: &Record) -> Result<()> {
     if let Some(init) = &init {
         let _ = sys::process::pidfd_signal(init.as_fd(), libc::SIGKILL);
     }
-    // Nothing of a container that has ended is left in a cgroup that another one could be made in.
-    let left = init.is_none() && record.has_left_its_cgroup(global);
-    if let Some(cgroup) = record.cgroup().filter(|_| !left) {
+    let neighbour = if init.is_none() { record.neighbour(global) } else { None };
+    if let Some(other) = neighbour.as_ref().filter(|other| other.cgroup != record.cgroup) {
+        let (id, other, cgroup) = (&record.id, &other.id, &other.cgroup);
+        return Err(Failed(format!(
+            "container {id:?} cannot be deleted: container {other:?} is in a cgroup below its own ({cgroup})"
+        )));
+    }
+    // Another one could be made in this very cgroup, so nothing of the ended container is left there: it is the other's.
+    if let Some(cgroup) = record.cgroup().filter(|_| neighbour.is_none()) {
         empty(&cgroup, deadline)
             .doing(|| format!("remove cgroup {} of container {:?}", cgroup.path(), record.id))?;
     }

@@ -189,12 +189,12 @@ impl Record {
         pids.and_then(|pids| pids.split_whitespace().next_back()) == Some("1")
     }
 
-    /// Whether another container that has not ended is in its cgroup or in one below it.
-    pub(crate) fn has_left_its_cgroup(&self, global: &Global) -> bool {
+    /// Another container, one that has not ended, in its cgroup or in one below it.
+    pub(crate) fn neighbour(&self, global: &Global) -> Option<Record> {
         // one whose record cannot be read must not keep this one from being removed
         let others = names(global).unwrap_or_default().into_iter().filter(|name| *name != self.id);
         let mut others = others.filter_map(|name| find(global, &name).ok()?);
-        others.any(|other| {
+        others.find(|other| {
             Path::new(&other.cgroup).starts_with(&self.cgroup) && other.status() != Status::Stopped
         })
     }

@@ -444,6 +444,25 @@ fn a_cgroup_that_another_has_taken_over_is_left_alone() {
 }
 
 #[test]
+fn a_container_below_the_cgroup_of_an_ended_one_is_not_killed() {
+    let test = "a_container_below_the_cgroup_of_an_ended_one_is_not_killed";
+    let Some(mut node) = Node::new(test, &["/bin/sleep", "600"]) else { return };
+    node.create("above");
+    node.text(&["start", "above"]);
+    node.text(&["kill", "above", "KILL"]);
+    wait_until("its end", || node.status("above") == "stopped");
+    node.bundle.set("linux", "cgroupsPath", json!(format!("{}/below", node.bundle.cgroup.path())));
+    node.create("below");
+    node.text(&["start", "below"]);
+    let refusal = node.failure(&["delete", "above"]);
+    assert!(refusal.contains("container \"below\" is in a cgroup below its own"), "{refusal}");
+    assert_eq!(node.status("below"), "running");
+    node.text(&["delete", "--force", "below"]);
+    node.text(&["delete", "above"]);
+    assert!(node.is_clean());
+}
+
+#[test]
 fn pause_resume_update_exec() {
     let node = node!("pause_resume_update_exec", "echo ready; while :; do sleep 0.05; done");
     let mut child = started(&node, "c1");
