@@ -324,9 +324,12 @@ async fn calls_that_run_are_waited_for_as_long_as_was_configured() {
     let mut node = node_in(dir).await;
     let begun = node.dir.path().join("begun");
     let call = tokio::spawn(async move { node.runtime.status(StatusRequest::default()).await });
-    while !begun.exists() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let plugin = async {
+        while !begun.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, plugin).await.expect("the plugin begins");
     let at = std::time::Instant::now();
     node.stop.send(()).expect("the server listens for its end");
     // the plugin has until its own deadline
